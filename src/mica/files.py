@@ -1,0 +1,79 @@
+"""Local files: owned descriptors, atomic writes, locks. No formats, no network. Any thread."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mica.errors import TemporaryError, UserError
+
+
+@contextlib.contextmanager
+def owned_fd(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Put data under a name so that a reader sees the old content or the new one, also after a crash if durable."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with owned_fd(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)) as fd:
+            os.fchmod(fd, mode)
+            write_all(fd, data)
+            if durable:
+                os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    with owned_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        os.fsync(fd)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, what: str) -> Iterator[None]:
+    """Hold an exclusive lock for the block. Raises TemporaryError at once if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with owned_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TemporaryError(f"{what} is in use by another process.", hint="Try again when it is done.") from error
+        yield
+
+
+@contextlib.contextmanager
+def mapped_os_errors(doing: str) -> Iterator[None]:
+    """The border between the operating system's errors and ours: a sentence with what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise explained_os_error(error, doing) from error
+
+
+def explained_os_error(error: OSError, doing: str) -> UserError:
+    name = os.fsdecode(error.filename) if error.filename is not None else ""
+    where = f" ({name})" if name and name not in doing else ""
+    hint = ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        hint = "Free some space or choose another directory; nothing was published."
+    elif error.errno in {errno.EACCES, errno.EPERM}:
+        hint = "Run as a user who may do this, usually root."
+    return UserError(f"Cannot {doing}: {error.strerror or error}{where}.", hint=hint)

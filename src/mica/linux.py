@@ -1,0 +1,284 @@
+"""Linux system calls that Python 3.11 lacks, with their constants; nothing clever.
+
+Called by whatever mounts or enters namespaces. Knows no file system and no policy. Any thread; note that `unshare`
+and `setns` act on the calling thread alone, as in the kernel. Every failure is an OSError whose `strerror` begins
+with the name of the call; the mount calls also carry the kernel's own log lines and the path as `filename`.
+
+Numbers and layouts: include/uapi/linux/mount.h, include/uapi/linux/sched.h, include/uapi/linux/prctl.h and
+include/uapi/asm-generic/unistd.h (428-442 are the same on all architectures).
+"""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Final
+
+AnyPath = str | bytes | Path
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_NOATIME: Final = 1 << 10
+MS_BIND: Final = 1 << 12
+MS_MOVE: Final = 1 << 13
+MS_REC: Final = 1 << 14
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
+MS_STRICTATIME: Final = 1 << 24
+
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+FSOPEN_CLOEXEC: Final = 1
+FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_SET_FD: Final = 5
+FSCONFIG_CMD_CREATE: Final = 6
+MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_IDMAP: Final = 0x100000
+
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+# statfs f_type, include/uapi/linux/magic.h
+BTRFS_SUPER_MAGIC: Final = 0x9123683E
+EROFS_SUPER_MAGIC_V1: Final = 0xE0F5E1E2
+EXT4_SUPER_MAGIC: Final = 0xEF53
+FUSE_SUPER_MAGIC: Final = 0x65735546
+NFS_SUPER_MAGIC: Final = 0x6969
+OVERLAYFS_SUPER_MAGIC: Final = 0x794C7630
+TMPFS_MAGIC: Final = 0x01021994
+XFS_SUPER_MAGIC: Final = 0x58465342
+
+_NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
+_NR_MOUNT_SETATTR = 442
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _MountAttr(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2), version 0 (32 bytes)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount(source: AnyPath, target: AnyPath, fstype: str = "", *, flags: int = 0, data: str | bytes = "") -> None:
+    """Mount in the classic way. The kernel cuts `data` off at one page: use the fsopen family for long options."""
+    _checked(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            fstype.encode() or None,
+            ctypes.c_ulong(flags),
+            os.fsencode(data) or None,
+        ),
+        "mount",
+        target,
+    )
+
+
+def umount2(target: AnyPath, flags: int = 0) -> None:
+    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), "umount2", target)
+
+
+def mounted_device(target: AnyPath) -> tuple[int, int] | None:
+    """Major and minor device number of the topmost mount at exactly this path (no symbolic links in it), or None.
+
+    Asks /proc/self/mountinfo (proc_pid_mountinfo(5)) and thus never the file system, which may be dead.
+    """
+    wanted = _escaped(os.fsencode(target))
+    found = None
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            _, _, device, _, mount_point, _ = line.split(b" ", 5)
+            if mount_point == wanted:
+                major, minor = device.split(b":")
+                found = int(major), int(minor)
+    return found
+
+
+def _escaped(path: bytes) -> bytes:
+    """As seq_path() in the kernel writes it, with its four special characters."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in path)
+
+
+def fsopen(fstype: str) -> int:
+    """Begin to configure a file system; the caller closes the descriptor."""
+    return _syscall(_NR_FSOPEN, "fsopen", fstype.encode(), ctypes.c_uint(FSOPEN_CLOEXEC))
+
+
+def fsconfig_flag(context: int, key: str) -> None:
+    _fsconfig(context, FSCONFIG_SET_FLAG, key, None, 0)
+
+
+def fsconfig_string(context: int, key: str, value: AnyPath) -> None:
+    """A value is at most 255 bytes (strndup_user in fs/fsopen.c)."""
+    _fsconfig(context, FSCONFIG_SET_STRING, key, os.fsencode(value), 0)
+
+
+def fsconfig_fd(context: int, key: str, fd: int) -> None:
+    _fsconfig(context, FSCONFIG_SET_FD, key, None, fd)
+
+
+def fsconfig_create(context: int) -> None:
+    _fsconfig(context, FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsmount(context: int, attributes: int = 0) -> int:
+    """A detached mount of a created file system, visible nowhere until `move_mount`; closing it unmounts."""
+    result = _raw_syscall(_NR_FSMOUNT, ctypes.c_int(context), ctypes.c_uint(FSMOUNT_CLOEXEC), ctypes.c_uint(attributes))
+    return _checked(result, "fsmount", log_of=context)
+
+
+def move_mount(mount_fd: int, target: AnyPath) -> None:
+    """Attach a detached mount at a path."""
+    _syscall(
+        _NR_MOVE_MOUNT,
+        "move_mount",
+        ctypes.c_int(mount_fd),
+        b"",
+        ctypes.c_int(AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+        path=target,
+    )
+
+
+def open_tree(path: AnyPath, flags: int = OPEN_TREE_CLONE) -> int:
+    """A detached copy (bind mount) of the mount at a path; the caller closes the descriptor."""
+    return _syscall(
+        _NR_OPEN_TREE,
+        "open_tree",
+        ctypes.c_int(AT_FDCWD),
+        os.fsencode(path),
+        ctypes.c_uint(flags | OPEN_TREE_CLOEXEC),
+        path=path,
+    )
+
+
+def mount_setattr(
+    mount_fd: int,
+    *,
+    attr_set: int = 0,
+    attr_clr: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+    recursive: bool = False,
+) -> None:
+    value = _MountAttr(attr_set, attr_clr, propagation, userns_fd)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _syscall(
+        _NR_MOUNT_SETATTR,
+        "mount_setattr",
+        ctypes.c_int(mount_fd),
+        b"",
+        ctypes.c_uint(flags),
+        ctypes.byref(value),
+        ctypes.c_size_t(ctypes.sizeof(value)),
+    )
+
+
+def unshare(flags: int) -> None:
+    _checked(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(fd: int, flags: int = 0) -> None:
+    _checked(_libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)), "setns")
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """Have a signal when the *thread* that started us ends (prctl(2), PR_SET_PDEATHSIG); 0 takes it back.
+
+    Survives exec but not fork; the caller compares os.getppid() afterwards, for the parent may be gone already.
+    """
+    prctl(PR_SET_PDEATHSIG, signal)
+
+
+def prctl(option: int, *arguments: int) -> int:
+    values = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
+    return _checked(_libc.prctl(ctypes.c_int(option), *values), "prctl")
+
+
+def syncfs(fd: int) -> None:
+    """Write back the file system that holds an open file, and report its write errors."""
+    _checked(_libc.syncfs(ctypes.c_int(fd)), "syncfs")
+
+
+def filesystem_type(path: AnyPath) -> int:
+    """The f_type of statfs(2): compare with the *_MAGIC constants."""
+    # f_type is the first word on all 64-bit architectures; the structure is 120 bytes, the rest is slack.
+    buffer = (ctypes.c_ulong * 32)()
+    _checked(_libc.statfs(os.fsencode(path), buffer), "statfs", path)
+    return int(buffer[0]) & 0xFFFFFFFF
+
+
+def _fsconfig(context: int, command: int, key: str | None, value: bytes | None, auxiliary: int) -> None:
+    result = _raw_syscall(
+        _NR_FSCONFIG,
+        ctypes.c_int(context),
+        ctypes.c_uint(command),
+        key.encode() if key is not None else None,
+        value,
+        ctypes.c_int(auxiliary),
+    )
+    name = "fsconfig create" if key is None else f"fsconfig {key}"
+    _checked(result, name if value is None else f"{name}={os.fsdecode(value)}", log_of=context)
+
+
+def _syscall(number: int, name: str, *arguments: object, path: AnyPath | None = None) -> int:
+    return _checked(_raw_syscall(number, *arguments), name, path)
+
+
+def _raw_syscall(number: int, *arguments: object) -> int:
+    return int(_libc.syscall(ctypes.c_long(number), *arguments))
+
+
+def _checked(result: int, name: str, path: AnyPath | None = None, *, log_of: int | None = None) -> int:
+    if result >= 0:
+        return result
+    number = ctypes.get_errno()
+    lines = [] if log_of is None else read_kernel_log(log_of)
+    message = "; ".join([f"{name}: {os.strerror(number)}", *lines])
+    raise OSError(number, message, *([] if path is None else [os.fspath(path)]))
+
+
+def read_kernel_log(context: int) -> list[str]:
+    """What the kernel wrote about a configuration so far, for example `e overlay: Unknown parameter 'x'`."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = os.read(context, 8192)
+        except OSError:  # ENODATA: nothing (more) to read
+            return lines
+        lines.append(line.decode(errors="replace").strip())

@@ -1,0 +1,105 @@
+"""Atomic replacement, locks, and the sentences made of the system's errors."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mica.errors import TemporaryError, UserError
+from mica.files import explained_os_error, locked, mapped_os_errors, owned_fd, replace_file, write_all
+
+
+def test_replace_file_sets_content_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "pointer"
+    previous = os.umask(0o077)
+    try:
+        replace_file(path, b"one")
+        replace_file(path, b"two", mode=0o600, durable=False)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        replace_file(path, b"three")
+    finally:
+        os.umask(previous)
+    assert path.read_bytes() == b"three"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(tmp_path) == ["pointer"]
+
+
+def test_a_failed_replacement_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pointer"
+    replace_file(path, b"old")
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["pointer"]
+
+
+def test_write_all_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:3])))
+    with owned_fd(os.open(tmp_path / "file", os.O_CREAT | os.O_WRONLY)) as fd:
+        write_all(fd, b"0123456789")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_owned_fd_is_closed_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), owned_fd(os.open(tmp_path, os.O_RDONLY)) as fd:
+        raise RuntimeError
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    program = (
+        "import sys; from pathlib import Path; from mica.files import locked\n"
+        "with locked(Path(sys.argv[1]), what='It'): pass"
+    )
+    with locked(path, what="It"):
+        other = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+        assert "It is in use by another process." in other.stderr
+    with locked(path, what="It"):
+        pass
+
+
+def test_a_lock_is_free_after_its_holder(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "lock", what="It"),
+        pytest.raises(TemporaryError, match="in use"),
+        locked(tmp_path / "lock", what="It"),
+    ):
+        pass
+    with locked(tmp_path / "lock", what="It"):
+        pass
+
+
+def test_foreign_errors_become_sentences(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(UserError) as caught, mapped_os_errors("read a thing"):
+        missing.read_bytes()
+    assert str(caught.value) == f"Cannot read a thing: No such file or directory ({missing})."
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "Free some space"),
+        (errno.EACCES, "usually root"),
+        (errno.EIO, ""),
+    ],
+)
+def test_hints_say_what_to_do(number: int, hint: str) -> None:
+    error = explained_os_error(OSError(number, os.strerror(number)), "store an object")
+    assert hint in error.hint
+    assert str(error).startswith("Cannot store an object: ")
