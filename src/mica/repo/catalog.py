@@ -1,0 +1,332 @@
+"""Catalogs, reading: the SQLite file of one directory subtree (schema in catalog.sql, page docs/format/catalog.md).
+
+A catalog may come from a hostile publisher: only plain tables and indexes are accepted, values are type-checked,
+lengths are bounded. Everything wrong with the file itself is an IntegrityError that names the catalog. One connection
+and one lock for each catalog: any thread.
+"""
+
+import contextlib
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from mica.digest import DIGEST_SIZE, Digest, PathHash, path_hash
+from mica.errors import IntegrityError
+from mica.repo.entry import Chunk, Entry, Flag
+
+SCHEMA = "2.5"
+SCHEMA_REVISION = 7
+DEFAULT_TTL_S = 240
+
+COUNTERS = (
+    "regular",
+    "symlink",
+    "special",
+    "dir",
+    "nested",
+    "chunked",
+    "chunks",
+    "file_size",
+    "chunked_size",
+    "xattr",
+    "external",
+    "external_file_size",
+)
+"""The twelve counters; each is stored once with `self_` and once with `subtree_` before its name."""
+
+_MAX_VALUE_BYTES = 1 << 20
+_COLUMNS = (
+    "rowid, md5path_1, md5path_2, hardlinks, hash, size, mode, mtime, {mtimens}, flags, name, symlink, uid, gid, "
+    "{xattr}"
+)
+
+
+class NestedCatalog(NamedTuple):
+    """A child catalog: mountpoint, object, and size in bytes of its SQLite file."""
+
+    path: bytes
+    digest: Digest
+    size: int
+
+
+class Row(NamedTuple):
+    """An entry with its keys inside one catalog."""
+
+    rowid: int
+    key: PathHash
+    entry: Entry
+
+
+class Catalog:
+    """A catalog file opened for reading. Use as a context manager or call `close`."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+        """Take over a connection whose text_factory is bytes; `name` is what error messages call this catalog."""
+        self._connection = connection
+        self.name = name
+        self.lock = threading.RLock()
+        try:
+            self._refuse_odd_schema()
+            self.properties = self._read_properties()
+            revision = self.schema_revision
+        except BaseException:
+            connection.close()
+            raise
+        columns = _COLUMNS.format(
+            mtimens="mtimens" if revision >= 7 else "NULL", xattr="xattr" if revision >= 2 else "NULL"
+        )
+        self._by_key = f"SELECT {columns} FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?"  # noqa: S608 - constants only
+        self._by_parent = f"SELECT {columns} FROM catalog WHERE parent_1 = ? AND parent_2 = ? ORDER BY rowid"  # noqa: S608 - constants only
+        self._by_rowid = f"SELECT {columns} FROM catalog WHERE rowid = ?"  # noqa: S608 - constants only
+        self._all = f"SELECT {columns}, parent_1, parent_2 FROM catalog ORDER BY rowid"  # noqa: S608 - constants only
+
+    @classmethod
+    def open(cls, path: Path, name: str) -> Self:
+        """Open a file that nobody changes any more. Raises IntegrityError if it is no acceptable catalog.
+
+        It is closed by `close`, or with the last reference to it.
+        """
+        with _database_errors(name):
+            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        catalog = cls(configured(connection), name)
+        weakref.finalize(catalog, connection.close)
+        return catalog
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self.lock:
+            self._connection.close()
+
+    def find(self, path: bytes) -> Row | None:
+        return self.find_key(path_hash(path))
+
+    def find_key(self, key: PathHash) -> Row | None:
+        rows = self._select(self._by_key, key)
+        return self._row(rows[0]) if rows else None
+
+    def find_rowid(self, rowid: int) -> Row | None:
+        rows = self._select(self._by_rowid, (rowid,))
+        return self._row(rows[0]) if rows else None
+
+    def children(self, directory: PathHash) -> list[Row]:
+        """Rows whose parent is this directory, hidden ones included."""
+        return [self._row(row) for row in self._select(self._by_parent, directory)]
+
+    def parent_of(self, rowid: int) -> PathHash | None:
+        rows = self._select("SELECT parent_1, parent_2 FROM catalog WHERE rowid = ?", (rowid,))
+        return PathHash(*rows[0]) if rows else None
+
+    def all_rows(self) -> Iterator[tuple[Row, PathHash]]:
+        """Every row with the key of its parent, in order of rowid; the catalog stays locked while iterating."""
+        with self.lock, _database_errors(self.name):
+            for row in self._connection.execute(self._all):
+                yield self._row(row[:-2]), PathHash(*row[-2:])
+
+    def group_members(self, directory: PathHash, group: int) -> list[int]:
+        """Rowids of a hard link group, all of which lie in one directory."""
+        statement = """
+            SELECT rowid FROM catalog WHERE parent_1 = ? AND parent_2 = ? AND hardlinks >> 32 = ? ORDER BY rowid
+        """
+        return [rowid for (rowid,) in self._select(statement, (*directory, group))]
+
+    def chunks(self, row: Row) -> list[Chunk]:
+        """Pieces of a chunked file in order. Raises IntegrityError unless they cover the file without a gap."""
+        statement = "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ? AND md5path_2 = ? ORDER BY offset"
+        algorithm = row.entry.algorithm
+        chunks = []
+        end = 0
+        for offset, size, raw in self._select(statement, row.key):
+            if offset != end or not isinstance(size, int) or size <= 0 or not _is_digest(raw):
+                raise IntegrityError(f"Catalog {self.name} has broken chunks for {_shown(row.entry.name)}.")
+            chunks.append(Chunk(offset, size, Digest(raw, algorithm)))
+            end += size
+        if end != row.entry.size:
+            raise IntegrityError(
+                f"Catalog {self.name} has chunks of {end} bytes for {_shown(row.entry.name)} of {row.entry.size}."
+            )
+        return chunks
+
+    def nested(self) -> list[NestedCatalog]:
+        size = "size" if self.schema_revision >= 1 else "0"
+        return self._references(f"SELECT path, sha1, {size} FROM nested_catalogs ORDER BY path")  # noqa: S608 - constants only
+
+    def bind_mountpoints(self) -> list[NestedCatalog]:
+        if self.schema_revision < 4:
+            return []
+        return self._references("SELECT path, sha1, size FROM bind_mountpoints ORDER BY path")
+
+    def row_counts(self) -> tuple[int, int]:
+        """Number of entries and of chunks."""
+        ((entries, chunks),) = self._select("SELECT (SELECT count(*) FROM catalog), (SELECT count(*) FROM chunks)", ())
+        return entries, chunks
+
+    def damage(self) -> str:
+        """What SQLite itself finds wrong with the file, empty if nothing; reads all of it."""
+        ((finding,),) = self._select("PRAGMA integrity_check(1)", ())
+        return "" if finding == b"ok" else str(finding.decode("utf-8", "replace"))
+
+    def counters(self) -> dict[str, int]:
+        """Statistics as stored, for example `self_regular` and `subtree_dir`."""
+        rows = self._select("SELECT counter, value FROM statistics", ())
+        return {counter.decode("ascii", "replace"): value for counter, value in rows if isinstance(value, int)}
+
+    @property
+    def root_prefix(self) -> bytes:
+        """Path at which the catalog is mounted; empty for a root catalog."""
+        return self.properties.get("root_prefix", b"").rstrip(b"/")
+
+    @property
+    def revision(self) -> int:
+        return self._integer_property("revision", 0)
+
+    @property
+    def last_modified(self) -> int:
+        return self._integer_property("last_modified", 0)
+
+    @property
+    def ttl_s(self) -> int:
+        return self._integer_property("TTL", DEFAULT_TTL_S)
+
+    @property
+    def previous_revision(self) -> Digest | None:
+        text = self.properties.get("previous_revision", b"")
+        return _parse_digest(text, self.name) if text else None
+
+    def _integer_property(self, key: str, default: int) -> int:
+        text = self.properties.get(key)
+        if text is None:
+            return default
+        if not text.isdigit() or len(text) > 18:
+            raise IntegrityError(f"Catalog {self.name} has a {key} that is not a number.")
+        return int(text)
+
+    def _references(self, statement: str) -> list[NestedCatalog]:
+        found = []
+        for path, digest, size in self._select(statement, ()):
+            if not isinstance(path, bytes) or not path.startswith(b"/") or not isinstance(size, int):
+                raise IntegrityError(f"Catalog {self.name} has a nested catalog without a proper path or size.")
+            found.append(NestedCatalog(path, _parse_digest(digest, self.name), size))
+        return found
+
+    def _select(self, statement: str, values: Sequence[object]) -> list[Any]:
+        with self.lock, _database_errors(self.name):
+            return self._connection.execute(statement, values).fetchall()
+
+    def _row(self, row: tuple[Any, ...]) -> Row:
+        (rowid, key_1, key_2, hardlinks, raw, size, mode, mtime, mtimens, flags, name, target, uid, gid, xattrs) = row
+        # The columns have no type in SQLite: what a hostile catalog holds is checked in one expression, once a row.
+        integers = (hardlinks, size, mode, mtime, flags, uid, gid)
+        if (
+            [type(value) for value in integers] != [int] * 7
+            or type(name) is not bytes
+            or type(target) is not bytes
+            or not (raw is None or _is_digest(raw))
+            or not (mtimens is None or (type(mtimens) is int and 0 <= mtimens < 1_000_000_000))
+            or not (xattrs is None or type(xattrs) is bytes)
+            or b"/" in name
+            or b"\0" in name
+            or b"\0" in target
+            or len(name) > 255
+            or name in (b".", b"..")
+            or size < 0
+            or not 0 <= mode <= 0o177777
+            or not (0 <= uid < 1 << 32 and 0 <= gid < 1 << 32)
+            or not (0 <= flags < 1 << 17)
+        ):
+            raise IntegrityError(f"Catalog {self.name} has a malformed entry in row {rowid}.")
+        entry = Entry(
+            name, mode, size, mtime, mtimens, uid, gid, flags, None,
+            hardlinks & 0xFFFFFFFF, hardlinks >> 32, target, xattrs,
+        )  # fmt: skip
+        if raw is not None:
+            entry = entry._replace(digest=Digest(raw, _algorithm(entry, self.name)))
+        return Row(rowid, PathHash(key_1, key_2), entry)
+
+    def _refuse_odd_schema(self) -> None:
+        for kind, sql in self._select("SELECT type, sql FROM sqlite_master", ()):
+            if not is_plain_schema(kind, sql):
+                raise IntegrityError(f"Catalog {self.name} holds more than tables and indexes.")
+
+    def _read_properties(self) -> dict[str, bytes]:
+        rows = self._select("SELECT key, value FROM properties", ())
+        if not all(isinstance(key, bytes) and isinstance(value, bytes) for key, value in rows):
+            raise IntegrityError(f"Catalog {self.name} has properties that are not text.")
+        return {key.decode("utf-8", "replace"): value for key, value in rows}
+
+    @property
+    def schema_revision(self) -> int:
+        """Raises IntegrityError for a schema that this version cannot read."""
+        schema = self.properties.get("schema", b"1.0")
+        if schema not in {b"2.5", b"2.4"} and not schema.startswith((b"0.", b"1.")):
+            raise IntegrityError(f"Catalog {self.name} has schema {_shown(schema)}; 2.5 is what this version reads.")
+        return self._integer_property("schema_revision", 0)
+
+
+_PLAIN_STATEMENTS = (b"CREATE TABLE ", b"CREATE INDEX ", b"CREATE UNIQUE INDEX ")
+
+
+def is_plain_schema(kind: object, sql: object) -> bool:
+    """Whether a line of `sqlite_master` is a table or an index.
+
+    SQLite writes these beginnings itself, so anything else, even `CREATE  VIRTUAL TABLE`, was made by hand; its parser
+    would take it. Indexes that come with a constraint have no statement.
+    """
+    if kind == b"index" and sql is None:
+        return True
+    return kind in {b"table", b"index"} and isinstance(sql, bytes) and sql.startswith(_PLAIN_STATEMENTS)
+
+
+def configured(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Settings common to all connections to repository databases: bytes for text, bounded values."""
+    connection.text_factory = bytes
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+    return connection
+
+
+@contextlib.contextmanager
+def _database_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # ours: a closed catalog
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+        # A damaged file can put any bytes into SQLite's own message, which Python then fails to decode.
+        raise IntegrityError(f"Catalog {name} is not a readable catalog ({error}).") from error
+
+
+def _is_digest(raw: object) -> bool:
+    return type(raw) is bytes and len(raw) == DIGEST_SIZE
+
+
+def _algorithm(entry: Entry, name: str) -> Any:
+    try:
+        return entry.algorithm
+    except ValueError as error:
+        raise IntegrityError(f"Catalog {name} uses an unknown hash algorithm for {_shown(entry.name)}.") from error
+
+
+def _parse_digest(text: object, name: str) -> Digest:
+    try:
+        return Digest.parse(text.decode("ascii") if isinstance(text, bytes) else "")
+    except ValueError as error:
+        raise IntegrityError(f"Catalog {name} refers to something that is no digest.") from error
+
+
+def _shown(name: bytes) -> str:
+    return repr(name.decode("utf-8", "surrogateescape"))
+
+
+def is_transition(entry: Entry) -> bool:
+    """Whether the subtree of this directory is in another catalog."""
+    return bool(entry.flags & (Flag.MOUNTPOINT | Flag.BIND_MOUNTPOINT))
