@@ -1,0 +1,29 @@
+"""What a client has done so far, for tables and tests. Any thread; reading gives a consistent copy."""
+
+import threading
+from typing import NamedTuple
+
+
+class Traffic(NamedTuple):
+    """`transferred_bytes` are bodies of answers as received, not headers; `requests` all that were sent."""
+
+    requests: int = 0
+    transferred_bytes: int = 0
+    objects_fetched: int = 0
+    cache_hits: int = 0
+    files_opened: int = 0
+
+
+class TrafficCounter:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._traffic = Traffic()
+
+    def add(self, **more: int) -> None:
+        with self._lock:
+            now = self._traffic
+            self._traffic = now._replace(**{name: getattr(now, name) + count for name, count in more.items()})
+
+    def read(self) -> Traffic:
+        with self._lock:
+            return self._traffic

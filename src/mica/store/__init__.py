@@ -1,0 +1,1 @@
+"""Where the bytes of a repository live: one small interface, several places."""
