@@ -1,0 +1,1 @@
+"""The release manager: from files to objects, catalogs, and a signed revision."""

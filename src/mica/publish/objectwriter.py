@@ -1,0 +1,182 @@
+"""File contents into objects: cut, compressed, hashed and stored by a few threads while the caller reads on.
+
+Small files travel in batches, because handing one file at a time to a thread costs more than the file (measured: 10,000
+files of 5 KB, 1.9 s one by one, 0.8 s in batches). What is in flight is bounded: memory does not grow with the input.
+The caller's thread calls `add` and `finish`; results appear in `content` of what was added, at `finish` at the latest.
+"""
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from mica.digest import Algorithm, Digest, Suffix
+from mica.repo.chunking import FINE_RULE, ChunkRule, read_pieces
+from mica.repo.entry import Chunk, content_flags
+from mica.repo.objects import Compression, pack
+from mica.store.base import ObjectStore, Readable
+
+_BATCH_BYTES = 512 << 10
+_BATCH_FILES = 64
+_IN_FLIGHT_BYTES = 48 << 20
+
+
+class Content(NamedTuple):
+    """What a catalog row says of a file's data: one object or chunks, and the flags that go with them."""
+
+    digest: Digest | None
+    chunks: tuple[Chunk, ...]
+    flags: int
+
+
+class HasContent(Protocol):
+    """Whatever stands for a file with the caller."""
+
+    content: Content | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRules:
+    """How a repository makes objects of file data."""
+
+    algorithm: Algorithm = Algorithm.SHA1
+    compression: Compression = Compression.ZLIB
+    chunking: ChunkRule = FINE_RULE
+
+
+STANDARD_OBJECTS = ObjectRules()
+
+
+class _Piece(NamedTuple):
+    """Bytes of a file (`number` None) or of its n-th chunk on the way to the store."""
+
+    owner: HasContent
+    number: int | None
+    data: bytes
+
+
+class _Stored(NamedTuple):
+    owner: HasContent
+    number: int | None
+    digest: Digest
+
+
+class ObjectWriter:
+    """Use as a context manager; leaving it with an error drops what was not stored yet."""
+
+    def __init__(self, store: ObjectStore, rules: ObjectRules, *, threads: int | None = None) -> None:
+        self._store = store
+        self._rules = rules
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="objects")
+        self._batch: list[_Piece] = []
+        self._batch_bytes = 0
+        self._running: deque[tuple[Future[list[_Stored]], int]] = deque()
+        self._in_flight = 0
+        self._chunks: dict[int, tuple[HasContent, list[int], dict[int, Digest]]] = {}
+        self._lock = threading.Lock()
+        self.stored_bytes = 0
+        self.new_objects = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, owner: HasContent, stream: Readable, size: int) -> None:
+        """Take a file's data from a stream that ends after `size` bytes. Raises what storing earlier files raised."""
+        if size <= self._rules.chunking.minimum:
+            self._add_piece(_Piece(owner, None, _read_all(stream, size)))
+            return
+        sizes: list[int] = []
+        digests: dict[int, Digest] = {}
+        pieces = read_pieces(stream, self._rules.chunking)
+        first = next(pieces)
+        if len(first) == size:
+            self._add_piece(_Piece(owner, None, first))
+            return
+        self._chunks[id(owner)] = (owner, sizes, digests)
+        self._add_chunk(owner, sizes, first)
+        for piece in pieces:
+            self._add_chunk(owner, sizes, piece)
+
+    def add_bytes(self, owner: HasContent, data: bytes) -> None:
+        self._add_piece(_Piece(owner, None, data))
+
+    def finish(self) -> None:
+        """Wait until everything added is stored and every owner has its content."""
+        self._submit()
+        while self._running:
+            self._collect()
+        for owner, sizes, digests in self._chunks.values():
+            owner.content = self._chunked(sizes, digests)
+        self._chunks.clear()
+
+    def _add_chunk(self, owner: HasContent, sizes: list[int], data: bytes) -> None:
+        self._add_piece(_Piece(owner, len(sizes), data))
+        sizes.append(len(data))
+
+    def _add_piece(self, piece: _Piece) -> None:
+        self._batch.append(piece)
+        self._batch_bytes += len(piece.data)
+        if self._batch_bytes >= _BATCH_BYTES or len(self._batch) >= _BATCH_FILES:
+            self._submit()
+
+    def _submit(self) -> None:
+        if not self._batch:
+            return
+        while self._running and (self._in_flight + self._batch_bytes > _IN_FLIGHT_BYTES or self._running[0][0].done()):
+            self._collect()
+        self._running.append((self._pool.submit(self._store_batch, self._batch), self._batch_bytes))
+        self._in_flight += self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+
+    def _collect(self) -> None:
+        future, size = self._running.popleft()
+        self._in_flight -= size
+        for owner, number, digest in future.result():
+            if number is None:
+                owner.content = Content(digest, (), content_flags(self._rules.algorithm, self._rules.compression))
+            else:
+                self._chunks[id(owner)][2][number] = digest
+
+    def _store_batch(self, batch: list[_Piece]) -> list[_Stored]:
+        results = []
+        new_objects = stored_bytes = 0
+        for owner, number, data in batch:
+            packed = pack(data, self._rules.algorithm, self._rules.compression)
+            suffix = Suffix.FILE if number is None else Suffix.CHUNK
+            if self._store.put(packed.digest.object_path(suffix), packed.stored):
+                new_objects += 1
+                stored_bytes += len(packed.stored)
+            results.append(_Stored(owner, number, packed.digest))
+        with self._lock:
+            self.new_objects += new_objects
+            self.stored_bytes += stored_bytes
+        return results
+
+    def _chunked(self, sizes: list[int], digests: dict[int, Digest]) -> Content:
+        chunks = []
+        offset = 0
+        for number, size in enumerate(sizes):
+            chunks.append(Chunk(offset, size, digests[number]))
+            offset += size
+        flags = content_flags(self._rules.algorithm, self._rules.compression, chunked=True)
+        return Content(None, tuple(chunks), flags)
+
+
+def _read_all(stream: Readable, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) == size:
+        return data
+    parts = [data]
+    left = size - len(data)
+    while left and (block := stream.read(left)):
+        parts.append(block)
+        left -= len(block)
+    return b"".join(parts)
