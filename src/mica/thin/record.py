@@ -1,0 +1,61 @@
+"""The record of a converted image, kept in the repository under its name, so that it runs without any registry. Pure.
+
+    {"version": 1, "reference": …, "converted_by": "mica …", "manifest_digest": …,
+     "manifest": {…}, "config": {…}, "thin": {…}}         manifest and config of the original, thin.json
+
+Its content depends only on the image and the version of mica; when it was converted is the file's time.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mica import __version__
+from mica.errors import UserError
+from mica.oci.models import parse_config
+from mica.oci.reference import Reference
+from mica.thin.descriptor import ThinDescriptor, format_descriptor, parse_descriptor
+
+RECORD_LIMIT = 16 << 20
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """`manifest` and `config` are the original's documents."""
+
+    reference: Reference
+    manifest_digest: str
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    descriptor: ThinDescriptor
+
+
+def format_record(record: ImageRecord) -> bytes:
+    document = {
+        "version": _VERSION,
+        "reference": str(record.reference),
+        "converted_by": f"mica {__version__}",
+        "manifest_digest": record.manifest_digest,
+        "manifest": record.manifest,
+        "config": record.config,
+        "thin": json.loads(format_descriptor(record.descriptor)),
+    }
+    return json.dumps(document, indent=1, sort_keys=True).encode("utf-8") + b"\n"
+
+
+def parse_record(data: bytes, what: str) -> ImageRecord:
+    """Raises UserError naming `what`."""
+    try:
+        document = json.loads(data)
+        if not isinstance(document, dict) or document.get("version") != _VERSION:
+            raise ValueError("not a record of version 1")
+        manifest, config, thin = (document.get(name) for name in ("manifest", "config", "thin"))
+        if not isinstance(manifest, dict) or not isinstance(config, dict) or not isinstance(thin, dict):
+            raise ValueError("manifest, config or thin is missing")
+        reference = Reference.parse(str(document.get("reference")))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not the record of an image ({error}).") from error
+    descriptor = parse_descriptor(json.dumps(thin).encode("utf-8"), what)
+    parse_config(json.dumps(config).encode("utf-8"), what=f"The configuration in {what}")
+    return ImageRecord(reference, str(document.get("manifest_digest", "")), manifest, config, descriptor)
