@@ -1,0 +1,216 @@
+"""From a request of the kernel to its answer, in bytes, without a kernel.
+
+`Dispatcher` knows what holds for every file system: the handshake, forgets, interrupts, malformed and unknown
+requests, errors. What is particular is a table of handlers (`FileSystem`), for example that of `treefs`. Does no I/O;
+`fuse_session` reads requests and writes answers. Any number of threads at once. Rules without a source are those of
+Documentation/filesystems/fuse/fuse.rst and fs/fuse/dev.c.
+"""
+
+import errno
+import logging
+import os
+import struct
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, Protocol
+
+from mica.mount import fuse_abi
+from mica.mount.callers import wants_to_end
+from mica.mount.fuse_abi import IN_HEADER, OUT_HEADER, Buffer, InitIn, InitOut, MalformedMessageError, Opcode
+
+logger = logging.getLogger(__name__)
+
+MAX_READ_BYTES: Final = 1 << 20
+# We take no data, but the kernel's least is 4096 (process_init_reply in fs/fuse/inode.c).
+_MAX_WRITE_BYTES = 4096
+# Not FUSE_ASYNC_DIO: who reads with O_DIRECT would then wait for the answer even when killed (fuse_direct_IO). With
+# FUSE_ASYNC_READ buffered readers and page faults wait for the page, killably, and need no interrupt.
+_WANTED_FLAGS = (
+    fuse_abi.FUSE_ASYNC_READ
+    | fuse_abi.FUSE_EXPORT_SUPPORT
+    | fuse_abi.FUSE_DO_READDIRPLUS
+    | fuse_abi.FUSE_PARALLEL_DIROPS
+    | fuse_abi.FUSE_ABORT_ERROR
+    | fuse_abi.FUSE_MAX_PAGES
+    | fuse_abi.FUSE_CACHE_SYMLINKS
+    | fuse_abi.FUSE_NO_OPENDIR_SUPPORT
+    | fuse_abi.FUSE_INIT_EXT
+    | fuse_abi.FUSE_HAS_EXPIRE_ONLY
+    | fuse_abi.FUSE_HAS_RESEND
+)
+_UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+# Background requests are read-ahead and asynchronous direct reads; the kernel's default of 12 is for one slow disk.
+_MAX_BACKGROUND = 64
+
+
+class Request(NamedTuple):
+    """What a handler needs. `body` and `scratch` are only its own until it returns."""
+
+    nodeid: int
+    body: memoryview
+    scratch: memoryview
+    pid: int
+    uid: int
+    gid: int
+
+
+Handler = Callable[[Request], Buffer]
+
+
+class FileSystem(Protocol):
+    """Handlers by opcode. They return the payload of the answer (which may lie in the request's `scratch`) or raise
+    OSError with the errno to be answered; anything else they raise is a bug, logged and answered with EIO."""
+
+    @property
+    def handlers(self) -> Mapping[int, Handler]: ...
+
+    def undelivered(self, opcode: int, payload: Buffer) -> None:
+        """The caller has gone before it got this answer: what the answer would have given it is to be released."""
+        ...
+
+
+class Answer(NamedTuple):
+    header: bytes
+    payload: Buffer
+
+
+class Dispatcher:
+    """Interrupts: a caller that got a signal while it waits asks to be let go. EINTR from open(2) breaks programs that
+    do not expect it of a file (a shell that gets SIGCHLD, the Go runtime's SIGURG), so it is given only to callers that
+    are to end, at once; the others are looked at again with `deferred_answers`, for the kernel asks only once."""
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        *,
+        readdirplus_auto: bool = False,
+        wants_to_end: Callable[[int], bool] = wants_to_end,
+        deferred: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._filesystem = filesystem
+        self._wants_to_end = wants_to_end
+        self._notify_deferred = deferred
+        self._wanted_flags = _WANTED_FLAGS | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
+        self._handlers: dict[int, Handler] = {int(opcode): call for opcode, call in filesystem.handlers.items()}
+        # Caller's thread by unique number, of the requests being handled now. Each access is one atomic operation.
+        self._callers: dict[int, int] = {}
+        # Those of them that were interrupted and wait on.
+        self._deferred: dict[int, int] = {}
+
+    def answer(self, message: memoryview, scratch: memoryview) -> Answer | None:
+        """The answer to one request, or None where none may be given. Never raises an Exception."""
+        try:
+            length, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(message)
+        except struct.error:
+            logger.warning("FUSE request of %d bytes ignored.", len(message))
+            return None
+        if length != len(message):
+            return _failure(unique, errno.EIO)
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            return self._answer_common(opcode, unique, message[IN_HEADER.size :])
+        callers = self._callers
+        callers[unique] = pid
+        try:
+            payload = handler(Request(nodeid, message[IN_HEADER.size :], scratch, pid, uid, gid))
+        except OSError as error:
+            return _failure(unique, _errno_of(error))
+        except MalformedMessageError:
+            return _failure(unique, errno.EINVAL)
+        except Exception:
+            logger.exception("FUSE request %d for inode %d failed.", opcode, nodeid)
+            return _failure(unique, errno.EIO)
+        finally:
+            callers.pop(unique, None)
+        return Answer(OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
+
+    def undelivered(self, message: memoryview, answer: Answer) -> None:
+        """The kernel did not want this answer any more."""
+        opcode = IN_HEADER.unpack_from(message)[1]
+        try:
+            self._filesystem.undelivered(opcode, answer.payload)
+        except Exception:
+            logger.exception("FUSE answer to a request %d could not be taken back.", opcode)
+
+    def deferred_answers(self) -> list[Answer]:
+        """EINTR for the interrupted callers that are to end by now; to be asked again while `has_deferred`."""
+        answers = []
+        for unique, pid in list(self._deferred.items()):
+            if unique not in self._callers:
+                self._deferred.pop(unique, None)
+            elif self._wants_to_end(pid):
+                self._deferred.pop(unique, None)
+                answers.append(_failure(unique, errno.EINTR))
+        return answers
+
+    @property
+    def has_deferred(self) -> bool:
+        return bool(self._deferred)
+
+    def _answer_common(self, opcode: int, unique: int, body: memoryview) -> Answer | None:
+        if opcode in _UNANSWERED:
+            return None
+        if opcode == Opcode.INTERRUPT:
+            return self._answer_interrupt(body)
+        if opcode == Opcode.INIT:
+            return self._answer_init(unique, body)
+        if opcode == Opcode.DESTROY:
+            return Answer(OUT_HEADER.pack(OUT_HEADER.size, 0, unique), b"")
+        return _failure(unique, errno.ENOSYS)
+
+    def _answer_interrupt(self, body: memoryview) -> Answer | None:
+        """The answer goes to the victim; the interrupt itself needs none (and ENOSYS would switch interrupts off)."""
+        try:
+            victim = fuse_abi.parse_interrupt_in(body)
+        except MalformedMessageError:
+            return None
+        pid = self._callers.get(victim)
+        # Unknown: done already (the kernel ignores us), or read by another thread but not yet in the table.
+        if pid is None or self._wants_to_end(pid):
+            return _failure(victim, errno.EINTR)
+        self._deferred[victim] = pid
+        self._notify_deferred()
+        return None
+
+    def _answer_init(self, unique: int, body: memoryview) -> Answer:
+        try:
+            init = fuse_abi.parse_init_in(body)
+        except MalformedMessageError:
+            return _failure(unique, errno.EPROTO)
+        result = plan_session(init, self._wanted_flags)
+        if result is None:
+            logger.error("The kernel speaks FUSE %d.%d, older than Linux 5.4.", init.major, init.minor)
+            return _failure(unique, errno.EPROTO)
+        payload = fuse_abi.format_init_out(result)
+        return Answer(OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique), payload)
+
+
+def plan_session(init: InitIn, wanted_flags: int) -> InitOut | None:
+    """Our side of the handshake; None if the kernel is too old.
+
+    With a greater major version the kernel is to ask again in ours ("Version negotiation" in the header file).
+    """
+    if init.major > fuse_abi.FUSE_KERNEL_VERSION:
+        return InitOut()
+    if (init.major, init.minor) < (fuse_abi.FUSE_KERNEL_VERSION, fuse_abi.OLDEST_MINOR_VERSION):
+        return None
+    return InitOut(
+        max_readahead=max(init.max_readahead, MAX_READ_BYTES),
+        flags=init.flags & wanted_flags,
+        max_background=_MAX_BACKGROUND,
+        congestion_threshold=_MAX_BACKGROUND * 3 // 4,
+        max_write=_MAX_WRITE_BYTES,
+        max_pages=MAX_READ_BYTES // os.sysconf("SC_PAGE_SIZE"),
+    )
+
+
+def _failure(unique: int, number: int) -> Answer:
+    return Answer(OUT_HEADER.pack(OUT_HEADER.size, -number, unique), b"")
+
+
+def _errno_of(error: OSError) -> int:
+    """1..511, what fuse_dev_do_write() accepts, but not ENOSYS, which switches the operation off for good."""
+    number = error.errno
+    if number is None or not 0 < number < 512 or number == errno.ENOSYS:
+        logger.error("FUSE handler raised an OSError that cannot be answered: %r", error)
+        return errno.EIO
+    return number

@@ -1,0 +1,314 @@
+"""A FUSE mount and the threads that serve it: reads requests from /dev/fuse, writes what a `Dispatcher` answers.
+
+Knows no operation of a file system (`treefs` and its like do) and no layout beyond sizes (`fuse_abi`). Threads come
+and go with the load, as in libfuse's fuse_loop_mt.c: as long as one waits for the next request, requests blocked in
+downloads delay nobody. The session's own methods may be called from any thread, but the two `invalidate_*` never by
+a handler: the kernel takes the directory's lock, which a lookup in flight may hold (fs/fuse/dir.c).
+"""
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import select
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mica import linux
+from mica.mount import fuse_abi
+from mica.mount.fuse_dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
+
+logger = logging.getLogger(__name__)
+
+# At least FUSE_MIN_READ_BUFFER and max_write with its headers; more lets a BATCH_FORGET carry more.
+_MESSAGE_BYTES = 64 << 10
+_GONE: Final = {errno.ENODEV, errno.ECONNABORTED}
+# Of read(2): the request was withdrawn while we took it; of a signal; spurious.
+_TRY_AGAIN: Final = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
+_LOOK_AGAIN_S = 0.05
+_STOP_S = 2.0
+
+
+@contextlib.contextmanager
+def open_session(
+    target: Path,
+    filesystem: FileSystem,
+    *,
+    name: str,
+    flags: int = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID,
+    max_threads: int = 256,
+    max_idle_threads: int = 8,
+    readdirplus_auto: bool = False,
+) -> Iterator["FuseSession"]:
+    """Mount a file system on a directory and serve it for the block; then it is unmounted, if need be by force.
+
+    The kernel checks permissions by mode and owner, and every user may look. `name` is the source shown in mount
+    tables. Raises OSError if it cannot be mounted.
+    """
+    target = Path(os.path.realpath(target))
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
+    except BaseException:
+        os.close(fd)
+        raise
+    session = FuseSession(
+        fd,
+        filesystem,
+        max_threads=max_threads,
+        max_idle_threads=max_idle_threads,
+        readdirplus_auto=readdirplus_auto,
+    )
+    device = linux.mounted_device(target)
+    try:
+        session.start()
+        yield session
+    finally:
+        _unmount(target, device, session)
+        session.stop(device)
+
+
+def _unmount(target: Path, device: tuple[int, int] | None, session: "FuseSession") -> None:
+    if device is None or not _is_still_ours(target, device, session):
+        return
+    try:
+        linux.umount2(target, linux.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            logger.warning("Cannot unmount %s: %s", target, error)
+        # MNT_FORCE aborts the connection: whoever has a file open gets ENOTCONN instead of waiting for ever.
+        with contextlib.suppress(OSError):
+            linux.umount2(target, linux.MNT_DETACH | linux.MNT_FORCE | linux.UMOUNT_NOFOLLOW)
+
+
+def _is_still_ours(target: Path, device: tuple[int, int], session: "FuseSession") -> bool:
+    """Somebody may have unmounted it already and mounted something else there, which may even have got its number."""
+    if linux.mounted_device(target) != device:
+        return False
+    if session.is_connected():
+        return True
+    try:  # a dead connection: aborted, then it is ours and refuses this; or unmounted
+        os.statvfs(target)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def abort_connection(device: tuple[int, int]) -> None:
+    """End a FUSE connection that other mount namespaces or file systems on top keep alive.
+
+    Documentation/filesystems/fuse/fuse.rst, "Aborting a filesystem connection", on a private mount of fusectl.
+    """
+    context = linux.fsopen("fusectl")
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, context)
+        linux.fsconfig_create(context)
+        directory = linux.fsmount(context)
+        stack.callback(os.close, directory)
+        fd = os.open(f"{device[1]}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+        stack.callback(os.close, fd)
+        os.write(fd, b"1")
+
+
+class FuseSession:
+    """Serves one open /dev/fuse, which it owns: one just mounted, or one kept open while its server was replaced
+    (then `resend` after `start`). Ends by itself when the file system is unmounted."""
+
+    def __init__(
+        self,
+        fd: int,
+        filesystem: FileSystem,
+        *,
+        max_threads: int = 256,
+        max_idle_threads: int = 8,
+        readdirplus_auto: bool = False,
+    ) -> None:
+        self._fd = fd
+        self._max_threads = max_threads
+        self._max_idle = max_idle_threads
+        self._lock = threading.Lock()
+        # Under the lock: all worker threads, those of them waiting for a request, and users of the descriptor.
+        self._threads = 0
+        self._idle = 0
+        self._users = 0
+        self._numbers = itertools.count(1)
+        self._ended = threading.Event()
+        self._deferred = threading.Event()
+        self._dispatcher = Dispatcher(filesystem, readdirplus_auto=readdirplus_auto, deferred=self._deferred.set)
+
+    def __repr__(self) -> str:
+        return f"<FuseSession fd={self._fd} threads={self._threads} idle={self._idle} ended={self._ended.is_set()}>"
+
+    def start(self) -> None:
+        with self._lock:
+            self._add_worker()
+        threading.Thread(target=self._watch_interrupted, name="fuse-interrupts", daemon=True).start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether the session has ended: unmounted, and every request answered."""
+        return self._ended.wait(timeout_s)
+
+    def stop(self, device: tuple[int, int] | None = None) -> None:
+        """To be called when the file system is unmounted. A request still being handled is waited for a little and
+        then left to its thread, whose answer nobody wants."""
+        if device is not None and self.is_connected():
+            try:
+                abort_connection(device)
+            except OSError as error:
+                logger.warning("Cannot abort FUSE connection %d: %s", device[1], error)
+        if not self._ended.wait(_STOP_S):
+            logger.warning("FUSE session ends with %d busy threads.", self._threads - self._idle)
+        self._deferred.set()
+
+    def is_connected(self) -> bool:
+        """False once it is unmounted everywhere, or aborted: fuse_dev_poll() then reports an error."""
+        with self._using_fd() as usable:
+            if not usable:
+                return False
+            poll = select.poll()
+            poll.register(self._fd, 0)
+            return not poll.poll(0)
+
+    def invalidate_entry(self, parent: int, name: bytes) -> bool:
+        """Have the kernel forget a name, or its absence; False if it did not know it."""
+        return self._notify(fuse_abi.format_inval_entry(parent, name))
+
+    def invalidate_inode(self, inode: int) -> bool:
+        """Have the kernel forget attributes, content and directory listing of an inode; False if it did not know it."""
+        return self._notify(fuse_abi.format_inval_inode(inode))
+
+    def resend(self) -> bool:
+        """Have the requests again that a predecessor took and did not answer; False before Linux 6.9."""
+        try:
+            return self._notify(fuse_abi.format_resend())
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return False
+            raise
+
+    def _notify(self, message: bytes) -> bool:
+        with self._using_fd() as usable:
+            if not usable:
+                return False
+            try:
+                os.write(self._fd, message)
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.ENODEV}:
+                    return False
+                raise
+            return True
+
+    @contextlib.contextmanager
+    def _using_fd(self) -> Iterator[bool]:
+        """The descriptor is closed by its last user, so that its number cannot mean another file to a slow one."""
+        with self._lock:
+            usable = not self._ended.is_set()
+            self._users += usable
+        try:
+            yield usable
+        finally:
+            if usable:
+                with self._lock:
+                    self._leave()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            os.close(self._fd)
+            self._ended.set()
+            self._deferred.set()
+
+    def _add_worker(self) -> None:
+        self._threads += 1
+        self._idle += 1
+        self._users += 1
+        try:
+            threading.Thread(target=self._work, name=f"fuse-{next(self._numbers)}", daemon=True).start()
+        except BaseException:
+            self._threads -= 1
+            self._idle -= 1
+            self._users -= 1
+            raise
+
+    def _work(self) -> None:
+        idle = True
+        try:
+            # The scratch area is zero pages until somebody reads that much.
+            message, scratch = memoryview(bytearray(_MESSAGE_BYTES)), memoryview(bytearray(MAX_READ_BYTES))
+            while (request := self._next_request(message)) is not None:
+                self._become_busy()
+                idle = False
+                self._serve(request, scratch)
+                if not self._become_idle():
+                    return
+                idle = True
+        except Exception:
+            logger.exception("FUSE thread ends.")
+        finally:
+            with self._lock:
+                if idle:
+                    self._idle -= 1
+                self._threads -= 1
+                self._leave()
+
+    def _next_request(self, message: memoryview) -> memoryview | None:
+        """None when the file system is gone."""
+        while True:
+            try:
+                return message[: os.readv(self._fd, (message,))]
+            except OSError as error:
+                if error.errno in _GONE:
+                    return None
+                if error.errno not in _TRY_AGAIN:
+                    raise
+
+    def _become_busy(self) -> None:
+        with self._lock:
+            self._idle -= 1
+            if self._idle or self._threads >= self._max_threads:
+                return
+            try:
+                self._add_worker()
+            except RuntimeError as error:  # "can't start new thread": serve with those we have
+                logger.warning("FUSE session goes on with %d threads: %s", self._threads, error)
+
+    def _become_idle(self) -> bool:
+        """False if there are enough without this thread."""
+        with self._lock:
+            if self._idle >= self._max_idle:
+                return False
+            self._idle += 1
+            return True
+
+    def _serve(self, request: memoryview, scratch: memoryview) -> None:
+        answer = self._dispatcher.answer(request, scratch)
+        if answer is not None and not self._write(answer):
+            self._dispatcher.undelivered(request, answer)
+
+    def _write(self, answer: Answer) -> bool:
+        """False if the kernel did not take it."""
+        try:
+            os.writev(self._fd, answer)
+        except OSError as error:
+            # ENOENT: the caller has its EINTR already.
+            if error.errno != errno.ENOENT and error.errno not in _GONE:
+                logger.exception("FUSE answer of %d bytes refused.", len(answer.payload))
+            return False
+        return True
+
+    def _watch_interrupted(self) -> None:
+        """Let callers go that were interrupted without reason to give up, and got one later."""
+        while not self._ended.is_set():
+            self._deferred.wait()
+            self._deferred.clear()
+            while self._dispatcher.has_deferred and not self._ended.wait(_LOOK_AGAIN_S):
+                self._answer_deferred()
+
+    def _answer_deferred(self) -> None:
+        with self._using_fd() as usable:
+            for answer in self._dispatcher.deferred_answers() if usable else ():
+                self._write(answer)

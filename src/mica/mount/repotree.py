@@ -1,0 +1,352 @@
+"""A repository as one tree of files: catalogs joined at their mountpoints, content through the client.
+
+Inode numbers carry all state: catalog number << 40 | row, so nothing is remembered for a file however many there are.
+Number 1 is the root. A hard link group has the inode of its first row. Old revisions below `/.cvmfs/snapshots` are
+root catalogs with other paths inside; every path here is one *inside its catalog*, so they need no translation.
+Implements `mount/tree.py`; any thread.
+"""
+
+import errno
+import os
+import re
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from mica.digest import Suffix, path_hash
+from mica.errors import MicaError
+from mica.fetch.client import ObjectName, RepositoryClient
+from mica.logs import logger
+from mica.mount.tree import ROOT_INODE, Attributes, Child, OpenFile
+from mica.repo.catalog import Catalog, NestedCatalog, Row, is_transition
+from mica.repo.entry import Chunk, Entry, Flag, parse_xattrs
+from mica.repo.objects import Compression
+
+_log = logger(__name__)
+P = ParamSpec("P")
+Result = TypeVar("Result")
+_ROW_BITS = 40
+_ROW_MASK = (1 << _ROW_BITS) - 1
+_KNOWN_PATHS = 16384
+_VARIABLE = re.compile(rb"\$\(([^():]*)(?::-([^()]*))?\)")
+
+
+class _Mounted(NamedTuple):
+    """A catalog in the tree: its number, its object, the inode it is mounted on."""
+
+    number: int
+    reference: NestedCatalog
+    mountpoint: int
+
+
+class _Found(NamedTuple):
+    mounted: _Mounted
+    catalog: Catalog
+    row: Row
+
+
+class RepositoryTree:
+    """One revision. `variables` are what `$(NAME)` in symbolic links stands for."""
+
+    def __init__(
+        self, client: RepositoryClient, root: NestedCatalog, *, variables: Mapping[str, str] | None = None
+    ) -> None:
+        self._client = client
+        self._variables = {name.encode(): value.encode() for name, value in (variables or {}).items()}
+        self._lock = threading.Lock()
+        self._mounted: dict[int, _Mounted] = {}
+        self._by_mountpoint: dict[int, _Mounted] = {}
+        self._add(root._replace(path=b""), ROOT_INODE)
+        self._paths: OrderedDict[int, bytes] = OrderedDict()
+
+    def attributes(self, inode: int) -> Attributes:
+        found = self._find(inode)
+        return self._attributes(inode, found.row.entry)
+
+    def lookup(self, directory: int, name: bytes) -> Attributes:
+        mounted, path = self._inside(directory)
+        catalog = self._catalog(mounted)
+        row = self._of(catalog.find_key(path_hash(path + b"/" + name)))
+        if row.entry.name != name:
+            raise OSError(errno.ENOENT, "no such name")
+        inode = self._inode(mounted, catalog, row, path)
+        return self._attributes(inode, row.entry)
+
+    def children(self, directory: int) -> Iterator[Child]:
+        mounted, path = self._inside(directory)
+        catalog = self._catalog(mounted)
+        groups: dict[int, int] = {}
+        base = mounted.number << _ROW_BITS
+        for row in self._guard(catalog.children, path_hash(path)):
+            entry = row.entry
+            if entry.flags & Flag.HIDDEN or not entry.name:
+                continue
+            rowid = groups.setdefault(entry.group, row.rowid) if entry.group else row.rowid
+            yield Child(entry.name, self._attributes(base | rowid, entry))
+
+    def parent(self, directory: int) -> int:
+        if directory == ROOT_INODE:
+            return ROOT_INODE
+        found = self._find(directory)
+        key = found.catalog.parent_of(found.row.rowid)
+        if key is None or key == path_hash(found.catalog.root_prefix):
+            return found.mounted.mountpoint
+        row = self._of(found.catalog.find_key(key))
+        return found.mounted.number << _ROW_BITS | row.rowid
+
+    def readlink(self, inode: int) -> bytes:
+        entry = self._find(inode).row.entry
+        if not stat.S_ISLNK(entry.mode):
+            raise OSError(errno.EINVAL, "not a symbolic link")
+        return self._expanded(entry.target)
+
+    def xattrs(self, inode: int) -> dict[bytes, bytes]:
+        """What overlayfs acts upon is limited to the sign of an opaque directory, whatever the catalog says."""
+        xattrs = parse_xattrs(self._find(inode).row.entry.xattrs)
+        return {
+            key: value
+            for key, value in xattrs.items()
+            if not key.startswith(b"trusted.overlay.") or (key == b"trusted.overlay.opaque" and value == b"y")
+        }
+
+    def open(self, inode: int) -> OpenFile:
+        found = self._find(inode)
+        entry = found.row.entry
+        if not entry.is_regular:
+            raise OSError(errno.EINVAL, "not a regular file")
+        if entry.flags & Flag.EXTERNAL:
+            raise OSError(errno.EIO, "external files are not supported")
+        self._client.counter.add(files_opened=1)
+        compression = self._guard(lambda: entry.compression)
+        if entry.digest is not None:
+            name = ObjectName(entry.digest, Suffix.FILE, compression, entry.size)
+            return WholeFile(self._guard(self._client.open_object, name))
+        return ChunkedFile(self, self._guard(found.catalog.chunks, found.row), compression)
+
+    def storage(self, inode: int) -> dict[str, object]:
+        """How a regular file is stored, for people and JSON; nothing for other kinds."""
+        found = self._find(inode)
+        entry = found.row.entry
+        if not entry.is_regular:
+            return {}
+        facts: dict[str, object] = {"compression": entry.compression.config_name}
+        if entry.digest is not None:
+            return facts | {"object": entry.digest.text}
+        chunks = self._guard(found.catalog.chunks, found.row)
+        return facts | {"chunks": [{"offset": c.offset, "size": c.size, "object": c.digest.text} for c in chunks]}
+
+    def advance(self, root: NestedCatalog) -> set[bytes]:
+        """Show another revision from now on, and return the names in the root that the kernel has to forget.
+
+        Inodes of the former revision stay valid for who still uses them: its catalogs keep their numbers.
+        """
+        before = {child.name for child in self.children(ROOT_INODE)}
+        with self._lock:
+            self._add(root._replace(path=b""), ROOT_INODE)
+        return before | {child.name for child in self.children(ROOT_INODE)}
+
+    def statistics(self) -> tuple[int, int]:
+        counters = self._catalog(self._by_mountpoint[ROOT_INODE]).counters()
+        kinds = ("regular", "symlink", "special", "dir")
+        entries = sum(counters.get(f"{scope}_{kind}", 0) for scope in ("self", "subtree") for kind in kinds)
+        return entries, counters.get("self_file_size", 0) + counters.get("subtree_file_size", 0)
+
+    def open_chunk(self, chunk: Chunk, compression: Compression) -> int:
+        return self._guard(self._client.open_object, ObjectName(chunk.digest, Suffix.CHUNK, compression, chunk.size))
+
+    def _attributes(self, inode: int, entry: Entry) -> Attributes:
+        mode, size, rdev = entry.mode, entry.size, 0
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            size, rdev = 0, entry.size
+        elif stat.S_ISLNK(mode):
+            size = len(self._expanded(entry.target))
+        return Attributes(
+            inode, mode, entry.links, entry.uid, entry.gid, rdev, size, entry.mtime_s, entry.mtime_ns or 0
+        )
+
+    def _expanded(self, target: bytes) -> bytes:
+        return _VARIABLE.sub(self._variable, target) if b"$(" in target else target
+
+    def _variable(self, match: re.Match[bytes]) -> bytes:
+        name, default = match.groups()
+        return self._variables.get(name, default or b"")
+
+    def _find(self, inode: int) -> _Found:
+        if inode == ROOT_INODE:
+            mounted = self._by_mountpoint[ROOT_INODE]
+            catalog = self._catalog(mounted)
+            return _Found(mounted, catalog, self._of(catalog.find_key(path_hash(b""))))
+        known = self._mounted.get(inode >> _ROW_BITS)
+        if known is None:
+            raise OSError(errno.ESTALE, "unknown inode")
+        catalog = self._catalog(known)
+        return _Found(known, catalog, self._of(self._guard(catalog.find_rowid, inode & _ROW_MASK)))
+
+    def _inside(self, directory: int) -> tuple[_Mounted, bytes]:
+        """Where the children of a directory are: their catalog, and the directory's path inside that catalog."""
+        mounted = self._by_mountpoint.get(directory)
+        if mounted is not None:
+            return mounted, self._catalog(mounted).root_prefix
+        found = self._find(directory)
+        if not found.row.entry.is_directory:
+            raise OSError(errno.ENOTDIR, "not a directory")
+        path = self._path(directory, found)
+        if is_transition(found.row.entry):
+            mounted = self._mount(directory, found, path)
+            return mounted, self._catalog(mounted).root_prefix
+        return found.mounted, path
+
+    def _path(self, directory: int, found: _Found) -> bytes:
+        """Path of a directory inside its own catalog, climbing to what is known already."""
+        with self._lock:
+            known = self._paths.get(directory)
+        if known is not None:
+            return known
+        top = found.catalog.root_prefix
+        if found.row.key == path_hash(top):
+            return top
+        key = found.catalog.parent_of(found.row.rowid)
+        if key is None or key == path_hash(top):
+            parent = top
+        else:
+            row = self._of(found.catalog.find_key(key))
+            if row.rowid == found.row.rowid:
+                raise OSError(errno.EIO, "a directory is its own parent")
+            inode = found.mounted.number << _ROW_BITS | row.rowid
+            parent = self._climb(inode, _Found(found.mounted, found.catalog, row))
+        path = parent + b"/" + found.row.entry.name
+        self._remember(directory, path)
+        return path
+
+    def _climb(self, inode: int, found: _Found) -> bytes:
+        try:
+            return self._path(inode, found)
+        except RecursionError as error:
+            raise OSError(errno.EIO, "directories lie deeper than any path can be, or in a circle") from error
+
+    def _remember(self, directory: int, path: bytes) -> None:
+        with self._lock:
+            self._paths[directory] = path
+            if len(self._paths) > _KNOWN_PATHS:
+                self._paths.popitem(last=False)
+
+    def _mount(self, directory: int, found: _Found, path: bytes) -> _Mounted:
+        references = self._guard(
+            found.catalog.bind_mountpoints if found.row.entry.flags & Flag.BIND_MOUNTPOINT else found.catalog.nested
+        )
+        for reference in references:
+            if reference.path == path:
+                break
+        else:
+            _log.warning("catalog %s does not list its mountpoint %r", found.catalog.name, path)
+            raise OSError(errno.EIO, "mountpoint without a catalog")
+        with self._lock:
+            mounted = self._by_mountpoint.get(directory)
+            return mounted or self._add(reference, directory)
+
+    def _add(self, reference: NestedCatalog, mountpoint: int) -> _Mounted:
+        mounted = _Mounted(len(self._mounted) + 1, reference, mountpoint)
+        self._mounted[mounted.number] = mounted
+        self._by_mountpoint[mountpoint] = mounted
+        return mounted
+
+    def _inode(self, mounted: _Mounted, catalog: Catalog, row: Row, directory: bytes) -> int:
+        rowid = row.rowid
+        if row.entry.group:
+            rowid = self._guard(catalog.group_members, path_hash(directory), row.entry.group)[0]
+        return mounted.number << _ROW_BITS | rowid
+
+    def _catalog(self, mounted: _Mounted) -> Catalog:
+        return self._guard(self._client.catalog, mounted.reference)
+
+    @staticmethod
+    def _of(row: Row | None) -> Row:
+        if row is None:
+            raise OSError(errno.ENOENT, "no such entry")
+        return row
+
+    @staticmethod
+    def _guard(call: Callable[P, Result], *arguments: P.args, **options: P.kwargs) -> Result:
+        """The border to what programs see: our errors become EIO, and are told once in the log."""
+        try:
+            return call(*arguments, **options)
+        except MicaError as error:
+            _log.error("%s", error)
+            raise OSError(errno.EIO, str(error)) from error
+        except ValueError as error:
+            _log.error("a catalog entry is malformed: %s", error)
+            raise OSError(errno.EIO, str(error)) from error
+
+
+class WholeFile:
+    """A file whose content is one file of the cache."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.descriptor, size, offset)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class ChunkedFile:
+    """A large file: only the chunks that are read are fetched. Descriptors of recently read chunks stay open."""
+
+    _OPEN_CHUNKS = 4
+    descriptor = -1
+
+    def __init__(self, tree: RepositoryTree, chunks: list[Chunk], compression: Compression) -> None:
+        self._tree = tree
+        self._chunks = chunks
+        self._compression = compression
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def read(self, offset: int, size: int) -> bytes:
+        parts = []
+        index = self._index_of(offset)
+        while size > 0 and index < len(self._chunks):
+            chunk = self._chunks[index]
+            skip = offset - chunk.offset
+            take = min(size, chunk.size - skip)
+            parts.append(self._read_chunk(index, skip, take))
+            offset += take
+            size -= take
+            index += 1
+        return b"".join(parts)
+
+    def close(self) -> None:
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+    def _index_of(self, offset: int) -> int:
+        low, high = 0, len(self._chunks)
+        while low < high:
+            middle = (low + high) // 2
+            if self._chunks[middle].offset + self._chunks[middle].size <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _read_chunk(self, index: int, skip: int, take: int) -> bytes:
+        with self._lock:
+            if index in self._open:
+                self._open.move_to_end(index)
+                return os.pread(self._open[index], take, skip)
+        descriptor = self._tree.open_chunk(self._chunks[index], self._compression)
+        data = os.pread(descriptor, take, skip)
+        with self._lock:
+            if index in self._open:
+                os.close(descriptor)
+            else:
+                self._open[index] = descriptor
+            while len(self._open) > self._OPEN_CHUNKS:
+                os.close(self._open.popitem(last=False)[1])
+        return data

@@ -1,0 +1,198 @@
+"""A `Tree` as a FUSE file system: the adapter between the protocol's requests and the tree's methods, and no more.
+
+Read-only. Keeps no table of files: the node number is the tree's inode number, so memory is flat, and a successor of a
+killed server understands every number the kernel still knows. Called by `fuse_dispatch` from any number of threads.
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from mica.mount import fuse_abi
+from mica.mount.fuse_abi import ATTR_OUT, DIRENTPLUS, ENTRY_OUT, Buffer, Dirent, Entry, Opcode, OpenOut, Statfs
+from mica.mount.fuse_dispatch import Handler, Request
+from mica.mount.handles import Listings, OpenFiles
+from mica.mount.tree import Attributes, Tree
+
+# What is in no table is answered ENOSYS, and the kernel does what is right by itself and asks no more: OPENDIR and
+# RELEASEDIR (FUSE_NO_OPENDIR_SUPPORT, and then listings are cached), FLUSH, FSYNC, FSYNCDIR, LSEEK, STATX, POLL, BMAP.
+_WRITING: Final = (
+    Opcode.SETATTR, Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME,
+    Opcode.LINK, Opcode.WRITE, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.CREATE, Opcode.FALLOCATE, Opcode.RENAME2,
+    Opcode.COPY_FILE_RANGE, Opcode.TMPFILE,
+)  # fmt: skip
+# The content of an inode never changes, and nothing is to be flushed: close(2) costs no round trip.
+_OPEN_FLAGS = fuse_abi.FOPEN_KEEP_CACHE | fuse_abi.FOPEN_NOFLUSH
+_STATFS_BLOCK_BYTES = 4096
+
+
+class TreeFileSystem:
+    """Names, attributes and absences are believed by the kernel for the given times; 0 has it ask every time."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        *,
+        entry_timeout_s: float,
+        attr_timeout_s: float,
+        negative_timeout_s: float = 0.0,
+    ) -> None:
+        self._tree = tree
+        entry, attr = fuse_abi.validity(entry_timeout_s), fuse_abi.validity(attr_timeout_s)
+        self._attr_valid = (attr.seconds, attr.nanoseconds)
+        self._entry_valid = (entry.seconds, attr.seconds, entry.nanoseconds, attr.nanoseconds)
+        negative = fuse_abi.validity(negative_timeout_s)
+        self._absent = fuse_abi.format_entry_out(Entry(None, negative, negative)) if any(negative) else None
+        self._files = OpenFiles(tree)
+        self._listings = Listings(tree)
+
+    @property
+    def handlers(self) -> Mapping[int, Handler]:
+        return {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.OPEN: self._open,
+            Opcode.READ: self._read,
+            Opcode.RELEASE: self._release,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.STATFS: self._statfs,
+            Opcode.IOCTL: _refuse_ioctl,
+            **dict.fromkeys(_WRITING, _refuse_write),
+        }
+
+    def undelivered(self, opcode: int, payload: Buffer) -> None:
+        if opcode == Opcode.OPEN and payload:
+            self._files.release(fuse_abi.parse_open_out(payload).fh)
+
+    def forget_listings(self) -> None:
+        """The tree has changed: what is being read of directories is read anew."""
+        self._listings.clear()
+
+    def close(self) -> None:
+        """Close the files that are still open; for after the session."""
+        self._files.release_all()
+        self._listings.clear()
+
+    def _lookup(self, request: Request) -> Buffer:
+        try:
+            attributes = self._find(request.nodeid, fuse_abi.parse_name(request.body))
+        except OSError as error:
+            if error.errno == errno.ENOENT and self._absent is not None:
+                return self._absent
+            raise
+        return ENTRY_OUT.pack(attributes.inode, 0, *self._entry_valid, *fuse_abi.attr_fields(attributes))
+
+    def _find(self, directory: int, name: bytes) -> Attributes:
+        if name == b".":  # these two only for file handles (fs/fuse/inode.c, fuse_get_dentry and fuse_get_parent)
+            return self._tree.attributes(directory)
+        if name == b"..":
+            return self._tree.attributes(self._tree.parent(directory))
+        if len(name) > fuse_abi.NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return self._tree.lookup(directory, name)
+
+    def _getattr(self, request: Request) -> Buffer:
+        return ATTR_OUT.pack(*self._attr_valid, 0, *fuse_abi.attr_fields(self._tree.attributes(request.nodeid)))
+
+    def _readlink(self, request: Request) -> Buffer:
+        return self._tree.readlink(request.nodeid)
+
+    def _open(self, request: Request) -> Buffer:
+        flags = fuse_abi.parse_open_flags(request.body)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            return _refuse_write(request)
+        return fuse_abi.format_open_out(OpenOut(self._files.open(request.nodeid), _OPEN_FLAGS))
+
+    def _read(self, request: Request) -> Buffer:
+        read = fuse_abi.parse_read_in(request.body)
+        return self._files.read(read.fh, request.nodeid, read.offset, request.scratch[: read.size])
+
+    def _release(self, request: Request) -> Buffer:
+        self._files.release(fuse_abi.parse_release_in(request.body).fh)
+        return b""
+
+    def _readdir(self, request: Request) -> Buffer:
+        read = fuse_abi.parse_read_in(request.body)
+        entries = self._listings.entries(request.nodeid, read.offset)
+        records = []
+        room = read.size
+        for index in range(read.offset, len(entries)):
+            name, attributes = entries[index]
+            room -= fuse_abi.dirent_size(name)
+            if room < 0:
+                break
+            kind = fuse_abi.dirent_kind(attributes.mode)
+            records.append(fuse_abi.format_dirent(Dirent(attributes.inode, index + 1, kind, name)))
+        return _page(records, truncated=room < 0)
+
+    def _readdirplus(self, request: Request) -> Buffer:
+        """What costs is written out here: of a tree listed with attributes this is nearly all the work there is."""
+        read = fuse_abi.parse_read_in(request.body)
+        entries = self._listings.entries(request.nodeid, read.offset)
+        valid = self._entry_valid
+        records = []
+        room = read.size
+        for index in range(read.offset, len(entries)):
+            name, attributes = entries[index]
+            length = len(name)
+            room -= (DIRENTPLUS.size + length + 7) & ~7
+            if room < 0:
+                break
+            inode, mode, links, uid, gid, rdev, size, mtime_s, mtime_ns = attributes
+            # Node number 0: the kernel takes nothing but the name of `.` and `..` (fuse_direntplus_link).
+            node = 0 if index < 2 else inode
+            records.append(
+                DIRENTPLUS.pack(
+                    node, 0, *valid,
+                    inode, size, (size + 511) >> 9, mtime_s, mtime_s, mtime_s, mtime_ns, mtime_ns, mtime_ns,
+                    mode, links, uid, gid, rdev, 4096, 0,
+                    inode, index + 1, length, mode >> 12 & 15,
+                )
+            )  # fmt: skip
+            records.append(name)
+            records.append(fuse_abi.PADDING[length & 7])
+        return _page(records, truncated=room < 0)
+
+    def _getxattr(self, request: Request) -> Buffer:
+        asked = fuse_abi.parse_getxattr_in(request.body)
+        value = self._tree.xattrs(request.nodeid).get(asked.name)
+        if value is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return _sized(value, asked.size)
+
+    def _listxattr(self, request: Request) -> Buffer:
+        size = fuse_abi.parse_listxattr_in(request.body)
+        return _sized(fuse_abi.format_xattr_names(self._tree.xattrs(request.nodeid)), size)
+
+    def _statfs(self, request: Request) -> Buffer:  # noqa: ARG002 - all nodes are on one file system
+        entries, size = self._tree.statistics()
+        blocks = -(-size // _STATFS_BLOCK_BYTES)
+        return fuse_abi.format_statfs_out(Statfs(blocks=blocks, bfree=0, bavail=0, files=entries, ffree=0))
+
+
+def _page(records: list[bytes], *, truncated: bool) -> bytes:
+    if truncated and not records:  # an empty answer would mean the end
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return b"".join(records)
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The two-step answer of GETXATTR and LISTXATTR: its length first."""
+    if size == 0:
+        return fuse_abi.format_getxattr_out(len(value))
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _refuse_write(_: Request) -> Buffer:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def _refuse_ioctl(_: Request) -> Buffer:
+    raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
