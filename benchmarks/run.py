@@ -1,0 +1,17 @@
+"""`make bench [ONLY=glob]`: measures, writes build/bench/results.json, prints a table (docs/benchmarks.md)."""
+
+import argparse
+
+from benchmarks import ingest, mount  # noqa: F401 - they register their rows
+from benchmarks.harness import report, run_rows
+
+
+def main() -> None:
+    """Run the chosen rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help="glob over names of rows")
+    report(list(run_rows(parser.parse_args().only)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The layers of a thin image as directories: one mount of each repository it names, served by children of ours."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mica.cli.places import Places
+from mica.errors import NotFoundError, UserError
+from mica.fetch.location import RepositoryLocation, open_repository
+from mica.files import mapped_os_errors
+from mica.mount.repomount import mounted, wait_for_end
+from mica.mount.serverprocess import ServerProcess, Stopped, open_server_process
+from mica.thin.descriptor import ThinDescriptor, ThinLayer
+
+
+@contextlib.contextmanager
+def mounted_layers(
+    descriptor: ThinDescriptor, places: Places, directory: Path, figures: dict[str, Any]
+) -> Iterator[tuple[Path, ...]]:
+    """Layer trees, top first. Call it in a private mount namespace: the directories are shared by all runs.
+
+    After the block `figures` has the traffic of everything together.
+    """
+    servers: list[ServerProcess] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            for fqrn in sorted(descriptor.repositories):
+                target = directory / fqrn
+                with mapped_os_errors(f"make the mount directory {target}"):
+                    target.mkdir(parents=True, exist_ok=True)
+                serve = _server(places.locate(fqrn), places.cache, target)
+                servers.append(stack.enter_context(open_server_process(serve)))
+            yield _trees(descriptor, directory)
+    finally:
+        for traffic in (places.counter.read()._asdict(), *(server.result or {} for server in servers)):
+            for name, count in traffic.items():
+                figures[name] = figures.get(name, 0) + count
+
+
+def _trees(descriptor: ThinDescriptor, directory: Path) -> tuple[Path, ...]:
+    return tuple(_tree(directory / layer.fqrn, layer) for layer in reversed(descriptor.layers))
+
+
+def _tree(root: Path, layer: ThinLayer) -> Path:
+    """A descriptor may come from anywhere and a repository may hold any link: followed, it would lead to our files."""
+    tree = root
+    for name in layer.path.strip("/").split("/"):
+        tree /= name
+        with mapped_os_errors(f"look at layer {layer.url}"):
+            try:
+                mode = tree.lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise NotFoundError(f"Layer {layer.url} is not in the newest revision of {layer.fqrn}.") from error
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"Layer {layer.url} is not a directory, or has a link in its path.")
+    return tree
+
+
+def _server(location: RepositoryLocation, cache: Path, target: Path) -> Callable[[Callable[[], None]], dict[str, int]]:
+    def serve(ready: Callable[[], None]) -> dict[str, int]:
+        with open_repository(location, cache) as client:
+            with contextlib.suppress(Stopped), mounted(client, target, follow=False, variables=os.environ) as session:
+                ready()
+                wait_for_end(session, lambda: None)
+            return client.counter.read()._asdict()
+
+    return serve

@@ -1,0 +1,100 @@
+"""The command `mica`: the tree of commands, and the one border where expected failures become exit codes.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 integrity (wrong bytes, never used), 4 temporary (may succeed later).
+"""
+
+import io
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from mica import __version__
+from mica.cli import convert, mount, repo, run
+from mica.cli.output import show_error
+from mica.errors import MicaError
+
+app = typer.Typer(
+    name="mica",
+    help="Run container images without downloading them.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 integrity, 4 temporary.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(repo.app, name="repo")
+app.command("convert", epilog="Example: mica convert docker://debian:12 images.example.org -o oci:thin:debian")(
+    convert.convert
+)
+app.command("inspect", epilog="Example: mica inspect oci:thin:debian")(convert.inspect)
+app.command("mount", epilog="Example: mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org")(
+    mount.mount
+)
+app.command("umount", epilog="Example: mica umount /mnt")(mount.umount)
+app.command(
+    "run",
+    epilog="Example: mica run -v /data:/data:ro docker.io/library/r-base:4.3 Rscript -e 'cat(1)'",
+    context_settings={"allow_interspersed_args": False},
+)(run.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"mica {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON lines.")] = False,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    from mica.logs import configure
+
+    if log_level not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter(f"{log_level!r} is not debug, info, warning or error")
+    configure(level=log_level, as_json=log_json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is shown escaped
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except MicaError as error:
+        show_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output went away; nothing is left to say, not even at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        code = _usage_error_code(error)
+        if code is None:
+            raise
+        return code
+    return result if isinstance(result, int) else 0
+
+
+def _usage_error_code(error: Exception) -> int | None:
+    """Exit code of typer's own errors, which know how to show themselves; None for anything else."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or not isinstance(code, int):
+        return None
+    show()
+    return code

@@ -1,0 +1,52 @@
+"""Options that several commands share, in one place, with the values they become."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mica.errors import UserError
+
+
+def default_state() -> Path:
+    """Root has the system's directory, everybody else one at home."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/mica")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mica"
+
+
+StateOption = Annotated[
+    Path,
+    typer.Option(
+        "--state", envvar="MICA_STATE", default_factory=default_state, show_default="/var/lib/mica",
+        help="Directory with the settings, keys and work files of the repositories published here.",
+    ),
+]  # fmt: skip
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+UrlOption = Annotated[
+    list[str] | None,
+    typer.Option("--url", help="URL of the repository, or its storage directory; several are tried in order."),
+]
+KeyOption = Annotated[
+    list[Path] | None, typer.Option("--key", help="File with a public master key (.pub) that the repository must have.")
+]
+ProxyOption = Annotated[
+    str | None, typer.Option("--proxy", help="Proxies: groups divided by ';', members by '|', DIRECT for none.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Directory for verified content; default: below the state directory.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="MICA_CONFIG", help="Configuration file; default: /etc/mica/config.toml."),
+]
+FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
+
+
+def repository_path(text: str) -> bytes:
+    """A path inside a repository as the format has it: absolute, no trailing slash, the root empty."""
+    parts = [part for part in os.fsencode(text).split(b"/") if part not in {b"", b"."}]
+    if b".." in parts:
+        raise UserError(f"{text!r} has '..' in it.", hint="Give the path from the root of the repository.")
+    return b"".join(b"/" + part for part in parts)

@@ -1,0 +1,63 @@
+"""Where repositories are, from all that can tell: command line, configuration, what is published here."""
+
+import os
+from pathlib import Path
+
+from mica.config import NodeConfig, load_config
+from mica.errors import NotFoundError
+from mica.fetch.counters import TrafficCounter
+from mica.fetch.location import RepositoryLocation
+from mica.publish.settings import read_settings
+
+
+class Places:
+    """Finds repositories: what the command line gives, then the configuration, then what is published here."""
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        config: Path | None = None,
+        urls: list[str] | None = None,
+        keys: list[Path] | None = None,
+        proxies: str | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self._state = state
+        self._config: NodeConfig = load_config(config)
+        self._urls = tuple(urls or ())
+        self._keys = tuple(keys or ())
+        self._proxies = proxies
+        self._cache = cache
+        self.counter = TrafficCounter()
+
+    @property
+    def cache(self) -> Path:
+        return self._cache or self._config.cache or self._state / "cache"
+
+    @property
+    def known(self) -> list[str]:
+        """Repositories of the configuration and those published here."""
+        local = (self._state / "repositories").glob("*/repository.toml")
+        return sorted({*self._config.repositories, *(path.parent.name for path in local)})
+
+    def locate(self, fqrn: str) -> RepositoryLocation:
+        """Raises NotFoundError if nothing tells where the repository is."""
+        found = self._config.repositories.get(fqrn) or self._local(fqrn)
+        if self._urls:
+            keys = self._keys or (found.keys if found else ())
+            proxies = self._proxies or (found.proxies if found else "DIRECT")
+            return RepositoryLocation(fqrn, self._urls, keys, proxies)
+        if found is None:
+            raise NotFoundError(
+                f"Nothing tells where repository {fqrn} is.",
+                hint="Give --url and --key, or add it to the configuration.",
+            )
+        return RepositoryLocation(fqrn, found.urls, self._keys or found.keys, self._proxies or found.proxies)
+
+    def _local(self, fqrn: str) -> RepositoryLocation | None:
+        try:
+            settings = read_settings(self._state, fqrn)
+        except NotFoundError:
+            return None
+        return RepositoryLocation(fqrn, (os.fspath(settings.storage),), (settings.key_path("pub"),))

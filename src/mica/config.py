@@ -1,0 +1,86 @@
+"""What a node is told in `/etc/mica/config.toml`; only `cli/` imports this.
+
+[node]
+cache = "/var/lib/mica/cache"                # verified content
+proxies = "http://squid:3128;DIRECT"         # groups by `;`, members by `|`, as CVMFS_HTTP_PROXY
+
+[repositories."images.example.org"]
+urls = ["http://stratum1.example.org/cvmfs/images.example.org"]
+keys = ["/etc/mica/keys/images.example.org.pub"]
+proxies = "DIRECT"                           # optional, instead of the node's
+"""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mica.errors import UserError
+from mica.fetch.location import RepositoryLocation
+from mica.files import mapped_os_errors
+
+SYSTEM_CONFIG = Path("/etc/mica/config.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    cache: Path | None = None
+    repositories: dict[str, RepositoryLocation] = field(default_factory=dict)
+
+
+def load_config(path: Path | None) -> NodeConfig:
+    """Read a configuration; without a path the system's, if there is one. Raises UserError naming the wrong key."""
+    if path is None:
+        if not SYSTEM_CONFIG.exists():
+            return NodeConfig()
+        path = SYSTEM_CONFIG
+    with mapped_os_errors(f"read the configuration {path}"):
+        data = path.read_bytes()
+    try:
+        return _config_from(tomllib.loads(data.decode("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"The configuration {path} is wrong: {error}.") from error
+
+
+def _config_from(document: dict[str, Any]) -> NodeConfig:
+    _refuse_unknown(document, {"node", "repositories"}, "at the top")
+    node = _table(document, "node")
+    _refuse_unknown(node, {"cache", "proxies"}, "in [node]")
+    proxies = _text(node, "proxies", "DIRECT")
+    repositories = {}
+    for fqrn in _table(document, "repositories"):
+        table = _table(document["repositories"], fqrn)
+        where = f'in [repositories."{fqrn}"]'
+        _refuse_unknown(table, {"urls", "keys", "proxies"}, where)
+        urls, keys = (_texts(table, name, where) for name in ("urls", "keys"))
+        own = _text(table, "proxies", proxies)
+        repositories[fqrn] = RepositoryLocation(fqrn, urls, tuple(map(Path, keys)), own)
+    cache = _text(node, "cache", "")
+    return NodeConfig(Path(cache) if cache else None, repositories)
+
+
+def _refuse_unknown(table: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r} {where}; known are {', '.join(sorted(known))}")
+
+
+def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
+    value = document.get(name, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{name!r} has to be a table")
+    return value
+
+
+def _text(table: dict[str, Any], name: str, default: str) -> str:
+    value = table.get(name, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} has to be a text")
+    return value
+
+
+def _texts(table: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    value = table.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name!r} {where} has to be a list of texts")
+    return tuple(value)

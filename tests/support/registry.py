@@ -1,0 +1,266 @@
+"""Registries for tests: one that misbehaves on command, Debian's real one. Loopback only; both end themselves."""
+
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import socket
+import socketserver
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.support.tools import need
+
+_START_DEADLINE_S = 20
+
+
+@dataclass
+class Reply:
+    """One scripted answer. `cut_after` hangs up after so many bytes of the body; `length` lies about its length."""
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    cut_after: int | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes = b""
+
+
+class ScriptedRegistry:
+    """Serves `manifests` and `blobs` like a registry, except where `script` says otherwise.
+
+    `script` maps a path (or its end) to answers given once each, in order; None in the list is the ordinary answer.
+    `password` asks for Basic, `token` for Bearer, whose realm is this server (or `realm`).
+    """
+
+    def __init__(self) -> None:
+        self.manifests: dict[str, tuple[str, bytes]] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.tags: list[str] = []
+        self.script: dict[str, list[Reply | None]] = {}
+        self.requests: list[Request] = []
+        self.password: tuple[str, str] | None = None
+        self.tokens: list[str] = []
+        self.valid_tokens: set[str] = set()
+        self.needs_token = False
+        self.realm = ""
+        self.knows_ranges = True
+        self.lock = threading.Lock()
+        self.host = ""
+
+    def add_blobs(self, blobs: Mapping[str, bytes]) -> None:
+        self.blobs.update(blobs)
+
+    def add_manifest(self, name: str, media_type: str, data: bytes) -> str:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        self.manifests[name] = self.manifests[digest] = (media_type, data)
+        return digest
+
+    def paths(self, part: str = "") -> list[str]:
+        return [one.path for one in self.requests if part in one.path]
+
+    def answer(self, request: Request) -> Reply:
+        with self.lock:
+            self.requests.append(request)
+            for end, replies in self.script.items():
+                if replies and urlsplit(request.path).path.endswith(end):
+                    reply = replies.pop(0)
+                    if reply is not None:
+                        return reply
+                    break
+        return self._ordinary(request)
+
+    def _ordinary(self, request: Request) -> Reply:
+        path = urlsplit(request.path).path
+        if path == "/token":
+            return self._token(request)
+        if not self._is_allowed(request):
+            scheme = f'Bearer realm="{self.realm or f"http://{self.host}/token"}",service="test"'
+            return Reply(401, {"WWW-Authenticate": scheme if self.needs_token else 'Basic realm="test"'})
+        match = re.fullmatch(r"/v2/(.+)/(manifests|blobs|tags)/(.+)", path)
+        if match is None:
+            return Reply(200 if path == "/v2/" else 404)
+        if match[2] == "manifests" and match[3] in self.manifests:
+            media_type, data = self.manifests[match[3]]
+            return Reply(headers={"Content-Type": media_type, "Docker-Content-Digest": _digest(data)}, body=data)
+        if match[2] == "blobs" and match[3] in self.blobs:
+            return self._blob(request, self.blobs[match[3]])
+        if match[2] == "tags":
+            return self._tag_page(request)
+        return Reply(404, body=b'{"errors": []}')
+
+    def _blob(self, request: Request, data: bytes) -> Reply:
+        wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+        if wanted is None or not self.knows_ranges:
+            return Reply(body=data)
+        start = int(wanted[1])
+        if start >= len(data):
+            return Reply(416)
+        return Reply(206, {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}, data[start:])
+
+    def _tag_page(self, request: Request) -> Reply:
+        match = re.search(r"last=([^&]+)", request.path)
+        start = self.tags.index(match[1]) + 1 if match else 0
+        page = self.tags[start : start + 2]
+        headers = {"Link": '</x>; rel="next"'} if start + 2 < len(self.tags) else {}
+        return Reply(headers=headers, body=json.dumps({"name": "x", "tags": page}).encode())
+
+    def _is_allowed(self, request: Request) -> bool:
+        sent = request.headers.get("authorization", "")
+        if self.needs_token:
+            return sent.removeprefix("Bearer ") in self.valid_tokens
+        return self.password is None or sent == _basic(self.password)
+
+    def _token(self, request: Request) -> Reply:
+        if self.password is not None and request.headers.get("authorization") != _basic(self.password):
+            return Reply(401)
+        token = f"token-{len(self.tokens)}"
+        self.tokens.append(token)
+        self.valid_tokens = {token}
+        return Reply(body=json.dumps({"token": token}).encode())
+
+
+def _basic(password: tuple[str, str]) -> str:
+    return f"Basic {base64.b64encode(':'.join(password).encode()).decode()}"
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, registry: ScriptedRegistry) -> None:
+        self.registry = registry
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, _Server)
+        length = int(self.headers.get("Content-Length") or 0)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        reply = self.server.registry.answer(Request(self.command, self.path, headers, self.rfile.read(length)))
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        if "Transfer-Encoding" not in reply.headers:
+            self.send_header("Content-Length", str(len(reply.body) if reply.length is None else reply.length))
+        self.end_headers()
+        self.wfile.write(reply.body[: reply.cut_after])
+        if reply.cut_after is not None or reply.length is not None:
+            self.close_connection = True
+
+    do_POST = do_GET  # noqa: N815 - the library's naming
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Tests are quiet."""
+
+
+@contextlib.contextmanager
+def scripted_registry(*, tls: ssl.SSLContext | None = None) -> Iterator[ScriptedRegistry]:
+    """A registry on a free port of 127.0.0.1 for the length of a block."""
+    registry = ScriptedRegistry()
+    with _Server(registry) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        registry.host = f"127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield registry
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _HangUp(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(1 << 16)
+
+
+@contextlib.contextmanager
+def hanging_up_server() -> Iterator[str]:
+    """HOST:PORT of something that accepts, reads a little and closes."""
+    with socketserver.TCPServer(("127.0.0.1", 0), _HangUp) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def real_registry(directory: Path, *, users: Mapping[str, str] | None = None) -> Iterator[str]:
+    """HOST:PORT of Debian's docker-registry with its data in a directory; with users it asks for Basic."""
+    program = need("docker-registry", "docker-registry")
+    address = f"127.0.0.1:{_free_port()}"
+    config: dict[str, Any] = {
+        "version": 0.1,
+        "log": {"level": "error"},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
+        "http": {"addr": address},
+    }
+    if users:
+        (directory / "htpasswd").write_text("".join(_htpasswd_line(name, word) for name, word in users.items()))
+        config["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
+    # JSON is YAML.
+    (directory / "config.yml").write_text(json.dumps(config))
+    with (
+        (directory / "registry.log").open("wb") as log,
+        subprocess.Popen([program, "serve", str(directory / "config.yml")], stdout=log, stderr=log) as process,
+    ):
+        try:
+            _await_port(address, process, directory / "registry.log")
+            yield address
+        finally:
+            process.terminate()
+
+
+def _htpasswd_line(name: str, password: str) -> str:
+    program = need("htpasswd", "apache2-utils")
+    done = subprocess.run([program, "-nbB", name, password], capture_output=True, text=True, check=True)
+    return done.stdout.strip() + "\n"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _await_port(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    host, _, port = address.partition(":")
+    deadline_s = time.monotonic() + _START_DEADLINE_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"docker-registry does not start: {log.read_text()}")

@@ -1,0 +1,124 @@
+"""A small real HTTP server on loopback that serves a directory and misbehaves on request.
+
+    with serving(directory) as server:
+        server.answers["/data/ab/cd"] = Answer(status=500)
+
+It also does as a proxy: a request with a whole URL is answered from the same directory.
+"""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to say instead of the file. `cut` announces this many bytes more than are sent; `hang_s` waits first."""
+
+    body: bytes | None = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
+    hang_s: float = 0
+    times: int = 1 << 30
+
+
+class WebServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root = root
+        self.answers: dict[str, Answer] = {}
+        self.default: Answer | None = None
+        self.requests: list[str] = []
+        self.fresh: list[str] = []
+        self.connections = 0
+        self.stopping = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def answer_to(self, path: str) -> Answer | None:
+        answer = self.answers.get(path, self.default)
+        if answer is None:
+            return None
+        if answer.times <= 0:
+            return None
+        if path in self.answers:
+            self.answers[path] = Answer(
+                answer.body, answer.status, answer.headers, answer.cut, answer.hang_s, answer.times - 1
+            )
+        return answer
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are part of the tests."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: WebServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.requests.append(path)
+        if self.headers.get("Cache-Control") == "no-cache":
+            self.server.fresh.append(path)
+        answer = self.server.answer_to(path) or Answer()
+        if answer.hang_s:
+            self.server.stopping.wait(answer.hang_s)
+        file = self.server.root / path.lstrip("/")
+        body, status = answer.body, answer.status
+        if body is None and status == 200:
+            if file.is_file():
+                body = file.read_bytes()
+            else:
+                status = 404
+        body = body or b""
+        self.send_response(status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) + answer.cut))
+        self.end_headers()
+        self.wfile.write(body)
+        if answer.cut:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(root: Path) -> Iterator[WebServer]:
+    server = WebServer(root)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stopping.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def closed_port() -> str:
+    """host:port where nobody listens."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    port = server.server_address[1]
+    server.server_close()
+    return f"127.0.0.1:{port}"

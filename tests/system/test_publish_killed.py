@@ -1,0 +1,89 @@
+"""Publishing killed with SIGKILL at many points: the repository stays valid, what readers see is old or new, whole."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.repositories import FQRN, Repository, findings, ingest, make_repository, read_back
+from tests.support.tars import END, member
+
+pytestmark = pytest.mark.system
+POINTS = 40
+
+# The child counts what it does to files of the repository, by the interpreter's audit events, and kills itself at the
+# n-th; with n = 0 it only prints how many there are.
+CHILD = """
+import os, signal, sys
+fqrn, state, storage, archive, n = *sys.argv[1:5], int(sys.argv[5])
+from mica.cli.main import run_app
+seen = 0
+def hook(event, arguments):
+    global seen
+    if event not in {"open", "os.rename", "os.link", "os.remove", "sqlite3.connect", "os.mkdir"}:
+        return
+    paths = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes))]
+    if not any(state in path or storage in path for path in paths):
+        return
+    seen += 1
+    if seen == n:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+code = run_app(["repo", "ingest", fqrn, archive, "/data/new", "--catalog", "--state", state])
+print(seen)
+sys.exit(code)
+"""
+
+
+def publish(repository: Repository, archive: Path, n: int) -> subprocess.CompletedProcess[str]:
+    arguments = [FQRN, str(repository.state), str(repository.storage), str(archive), str(n)]
+    return subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def archive_of(label: str) -> bytes:
+    """Small files, one in chunks, and one that an earlier revision has too."""
+    files = {f"{label}/{number}": f"{label} {number}".encode() * 40 for number in range(12)}
+    files |= {f"{label}/large": os.urandom(40_000), "common": b"the same in every revision"}
+    return b"".join(member(name.encode(), data) for name, data in files.items()) + END
+
+
+def leftovers(repository: Repository) -> list[Path]:
+    """Temporary files, which nothing refers to and nobody removes later."""
+    places = [*repository.storage.rglob("*"), *repository.state.rglob("*")]
+    return [path for path in places if path.is_file() and (path.suffix == ".tmp" or {"txn", "work"} & set(path.parts))]
+
+
+def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) -> None:
+    archive = tmp_path / "new.tar"
+    archive.write_bytes(archive_of("new"))
+    counted = make_repository(tmp_path / "counted")
+    ingest(counted, archive_of("old"), b"/data")
+    before = read_back(counted, tmp_path / "cache-counted")
+    whole = publish(counted, archive, 0)
+    assert whole.returncode == 0, whole.stderr
+    total = int(whole.stdout.split()[-1])
+    assert total >= POINTS, f"only {total} points"
+    after = set(read_back(counted, tmp_path / "cache-counted-new"))
+
+    repository = make_repository(tmp_path / "killed")
+    old_archive = archive_of("old")
+    ingest(repository, old_archive, b"/data")
+    old = read_back(repository, tmp_path / "cache-old")
+    assert set(old) == set(before)
+    points = sorted({1 + number * (total - 1) // (POINTS - 1) for number in range(POINTS)})
+    killed = 0
+    for n in points:
+        result = publish(repository, archive, n)
+        killed += result.returncode == -signal.SIGKILL
+        found = read_back(repository, tmp_path / f"cache-{n}")
+        wrong = [finding for finding in findings(repository, tmp_path) if finding.severity == "error"]
+        assert not wrong, f"killed at {n} of {total}: {wrong[0]}"
+        if set(found) == after:
+            break
+        assert found == old, f"killed at {n} of {total}: neither the old revision nor the new one"
+    assert killed >= 20
+    assert publish(repository, archive, 0).returncode == 0
+    assert set(read_back(repository, tmp_path / "cache-last")) == after
+    assert not leftovers(repository)

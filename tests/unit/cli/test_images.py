@@ -1,0 +1,106 @@
+"""Images by the names that users give them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tests.unit.oci.samples import make_sample, write_layout
+
+from mica.cli.images import Output, find_image, open_source, parse_output
+from mica.cli.layers import _tree
+from mica.cli.places import Places
+from mica.errors import NotFoundError, UserError
+from mica.thin.descriptor import SIZE_LIMIT, ThinLayer
+
+THIN = {"version": "1.0", "layers": [{"digest": "ab" * 32, "url": "cvmfs://a.example.org/x"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [
+        ("oci:dir", Output(False, Path("dir"), "")),
+        ("oci:dir:tag", Output(False, Path("dir"), "tag")),
+        ("oci:/a/b:1.0", Output(False, Path("/a/b"), "1.0")),
+        ("oci:/a:b/c", Output(False, Path("/a:b/c"), "")),
+        ("oci-archive:file.tar:tag", Output(True, Path("file.tar"), "tag")),
+    ],
+)
+def test_outputs(text: str, output: Output) -> None:
+    assert parse_output(text) == output
+
+
+@pytest.mark.parametrize("text", ["", "dir", "oci", "oci:", "docker://a/b", "docker-archive:x", "OCI:dir"])
+def test_places_that_are_no_output(text: str) -> None:
+    with pytest.raises(UserError, match="is not oci:DIR"):
+        parse_output(text)
+
+
+def test_descriptor_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "thin.json").write_text(json.dumps(THIN))
+    found = find_image(str(tmp_path / "thin.json"), Places(tmp_path), None)
+    assert found.descriptor.layers == (ThinLayer("ab" * 32, "a.example.org", "/x"),)
+    assert found.config == {}
+
+
+def test_file_without_end_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "thin.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=f"has {SIZE_LIMIT + 1} bytes"):
+        find_image(str(tmp_path / "thin.json"), Places(tmp_path), None)
+
+
+def test_directory_with_a_layout_is_one(tmp_path: Path) -> None:
+    write_layout(tmp_path / "image", make_sample())
+    with pytest.raises(UserError, match="ordinary image"):
+        find_image(str(tmp_path / "image"), Places(tmp_path), None)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "b", "", "A B", "/etc", "."])
+def test_names_that_are_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        find_image(name, Places(tmp_path), None)
+
+
+def test_unknown_name_without_any_repository(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no image docker\.io/library/none:latest and no repository is known"):
+        find_image("none", Places(tmp_path), None)
+
+
+def test_source_without_a_platform_takes_this_machine_s(tmp_path: Path) -> None:
+    write_layout(tmp_path / "image", make_sample())
+    with open_source(f"oci:{tmp_path / 'image'}", None) as image:
+        assert image.config.architecture == "amd64"
+
+
+LAYER = "a.example.org", "/.layers/ab/abcd/layerfs"
+
+
+def test_layer_tree_is_found_below_the_mount(tmp_path: Path) -> None:
+    (tmp_path / LAYER[1].lstrip("/")).mkdir(parents=True)
+    assert _tree(tmp_path, ThinLayer("ab" * 32, *LAYER)) == tmp_path / LAYER[1].lstrip("/")
+
+
+def test_layer_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"not in the newest revision of a\.example\.org"):
+        _tree(tmp_path, ThinLayer("ab" * 32, *LAYER))
+
+
+@pytest.mark.parametrize("linked", ["layerfs", "abcd", ".layers"])
+def test_layer_path_never_follows_a_link_out_of_the_repository(tmp_path: Path, linked: str) -> None:
+    """A descriptor from anywhere must not make the host's own directories the layer of a container."""
+    host = tmp_path / "host"
+    for part in ("", "ab/abcd/layerfs", "layerfs"):
+        (host / part).mkdir(parents=True, exist_ok=True)
+    path = tmp_path / "mnt" / LAYER[1].lstrip("/")
+    link = next(one for one in (path, *path.parents) if one.name == linked)
+    link.parent.mkdir(parents=True)
+    os.symlink(host, link)
+    with pytest.raises(UserError, match="is not a directory, or has a link in its path"):
+        _tree(tmp_path / "mnt", ThinLayer("ab" * 32, *LAYER))
+
+
+def test_layer_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    with pytest.raises(UserError, match="is not a directory"):
+        _tree(tmp_path, ThinLayer("ab" * 32, "a.example.org", "/x"))

@@ -1,0 +1,100 @@
+"""The node's configuration: what it says, and which key is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from mica.config import NodeConfig, load_config
+from mica.errors import UserError
+from mica.fetch.location import RepositoryLocation
+
+WHOLE = """
+[node]
+cache = "/var/lib/mica/cache"
+proxies = "http://squid:3128;DIRECT"
+
+[repositories."images.example.org"]
+urls = ["http://one.example.org/cvmfs/images.example.org", "http://two.example.org/cvmfs/images.example.org"]
+keys = ["/etc/mica/keys/images.example.org.pub"]
+
+[repositories."other.example.org"]
+urls = ["/srv/cvmfs/other.example.org"]
+keys = ["a.pub", "b.pub"]
+proxies = "DIRECT"
+"""
+
+
+def load(tmp_path: Path, text: str | bytes) -> NodeConfig:
+    path = tmp_path / "config.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(path)
+
+
+def test_everything_at_once(tmp_path: Path) -> None:
+    config = load(tmp_path, WHOLE)
+    assert config.cache == Path("/var/lib/mica/cache")
+    assert config.repositories == {
+        "images.example.org": RepositoryLocation(
+            "images.example.org",
+            (
+                "http://one.example.org/cvmfs/images.example.org",
+                "http://two.example.org/cvmfs/images.example.org",
+            ),
+            (Path("/etc/mica/keys/images.example.org.pub"),),
+            "http://squid:3128;DIRECT",
+        ),
+        "other.example.org": RepositoryLocation(
+            "other.example.org", ("/srv/cvmfs/other.example.org",), (Path("a.pub"), Path("b.pub")), "DIRECT"
+        ),
+    }
+
+
+def test_nothing_is_needed(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == NodeConfig()
+
+
+def test_system_s_configuration_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mica.config.SYSTEM_CONFIG", tmp_path / "config.toml")
+    assert load_config(None) == NodeConfig()
+    (tmp_path / "config.toml").write_text('[node]\ncache = "/x"')
+    assert load_config(None).cache == Path("/x")
+
+
+def test_configuration_that_was_asked_for_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Cannot read the configuration"):
+        load_config(tmp_path / "missing.toml")
+    with pytest.raises(UserError, match="Cannot read the configuration"):
+        load_config(tmp_path)
+
+
+REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("node", "document"),
+        (b"\xff", "0xff"),
+        ("[nodes]", "unknown key 'nodes' at the top"),
+        ("node = 1", "'node' has to be a table"),
+        ("repositories = []", "'repositories' has to be a table"),
+        ("[node]\ncahce = '/x'", "unknown key 'cahce' in [node]; known are cache, proxies"),
+        ("[node]\ncache = 1", "'cache' has to be a text"),
+        ("[node]\nproxies = []", "'proxies' has to be a text"),
+        ("[repositories]\na = 1", "'a' has to be a table"),
+        ('[repositories."a.example.org"]\nkeys = ["k"]', "'urls' in [repositories.\"a.example.org\"]"),
+        ('[repositories."a.example.org"]\nurls = ["u"]', "'keys'"),
+        ('[repositories."a.example.org"]\nurls = []\nkeys = ["k"]', "'urls'"),
+        ('[repositories."a.example.org"]\nurls = "u"\nkeys = ["k"]', "'urls'"),
+        ('[repositories."a.example.org"]\nurls = ["u", 1]\nkeys = ["k"]', "'urls'"),
+        (f'{REPOSITORY}url = "x"', "unknown key 'url'"),
+        (f"{REPOSITORY}proxies = 1", "'proxies' has to be a text"),
+        (f"{REPOSITORY}{REPOSITORY}", "wrong"),
+    ],
+)
+def test_wrong_key_is_named(tmp_path: Path, text: str | bytes, word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(f"The configuration {tmp_path / 'config.toml'} is wrong: ")
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
