@@ -42,6 +42,12 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
         sync_directory(path.parent)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a `replace_file` that was killed left in a directory; the caller keeps other writers out."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_directory(path: Path) -> None:
     with owned_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)

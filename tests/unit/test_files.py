@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from mica.errors import TemporaryError, UserError
-from mica.files import explained_os_error, locked, mapped_os_errors, owned_fd, replace_file, write_all
+from mica.files import (
+    explained_os_error,
+    locked,
+    mapped_os_errors,
+    owned_fd,
+    remove_unfinished,
+    replace_file,
+    write_all,
+)
 
 
 def test_replace_file_sets_content_and_mode(tmp_path: Path) -> None:
@@ -42,6 +50,21 @@ def test_a_failed_replacement_leaves_the_old_content_and_nothing_else(
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["pointer"]
+
+
+def test_what_a_killed_replacement_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib, signal
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from mica.files import replace_file
+replace_file(pathlib.Path({str(tmp_path / "pointer")!r}), b"new")
+"""
+    replace_file(tmp_path / "pointer", b"old")
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == ["pointer"]
+    assert (tmp_path / "pointer").read_bytes() == b"old"
 
 
 def test_write_all_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

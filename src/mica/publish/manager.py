@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mica.digest import Suffix
 from mica.errors import NotFoundError, UserError
-from mica.files import locked, mapped_os_errors, replace_file
+from mica.files import locked, mapped_os_errors, remove_unfinished, replace_file
 from mica.publish.catalogtree import directory_entry
 from mica.publish.settings import RepositorySettings, read_settings, state_directory, write_settings
 from mica.publish.transaction import Publication, Transaction, publish_manifest
@@ -106,6 +106,7 @@ class ReleaseManager:
     def _locked(self) -> Iterator[None]:
         with locked(self._home / "lock", what=f"Repository {self.fqrn}"):
             self._clear_work()
+            remove_unfinished(self._home)
             self.store.clear_unfinished()
             yield
 
