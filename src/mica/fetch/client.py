@@ -114,7 +114,7 @@ class RepositoryClient:
         fd = self.open_object(ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, size, _CATALOG_LIMIT))
         os.close(fd)
         shown = reference.path.decode("utf-8", "surrogateescape") or "/"
-        path = Path(self._cache.path(reference.digest, Compression.ZLIB)).absolute()
+        path = Path(self._cache.place(reference.digest, Compression.ZLIB, size)).absolute()
         catalog = Catalog.open(path, f"{reference.digest} of {shown!r}")
         with self._lock:
             known = self._catalogs.setdefault(reference.digest, catalog)
@@ -145,16 +145,16 @@ class RepositoryClient:
             fd = self._cache.open(name.digest, name.compression, name.size)
             opened.append(self._download(name) if fd is None else fd)
 
-        self._flight.do((name.digest, name.compression), download)
+        self._flight.do((name.digest, name.compression, name.size), download)
         if opened:
             return opened[0]
         fd = self._cache.open(name.digest, name.compression, name.size)
-        # Somebody else downloaded it, for a row that gives another size: then this row is the one that lies.
+        # Somebody else downloaded it, and already it has left the cache again.
         return self._download(name) if fd is None else fd
 
     def _download(self, name: ObjectName) -> int:
         def consume(stream: Readable) -> int:
-            with self._cache.adding(name.digest, name.compression) as new:
+            with self._cache.adding(name.digest, name.compression, name.size) as new:
                 copy_verified(stream, new, name)
                 return new.commit()
 
