@@ -165,10 +165,11 @@ def _recovered_in(root: Path) -> str:
 
 def _remove_cut_short(objects: Path) -> int:
     removed = 0
-    for directory in os.scandir(objects):
-        for entry in os.scandir(directory.path):
-            if entry.stat(follow_symlinks=False).st_size != _size_of(f"{directory.name}/{entry.name}"):
-                os.unlink(entry.path)
+    for directory, _, names in os.walk(objects):
+        for name in names:
+            path = f"{directory}/{name}"
+            if os.lstat(path).st_size != _size_of(path[len(os.fspath(objects)) + 1 :]):
+                os.unlink(path)
                 removed += 1
     return removed
 
