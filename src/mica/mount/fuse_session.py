@@ -50,13 +50,7 @@ def open_session(
     tables. Raises OSError if it cannot be mounted.
     """
     target = Path(os.path.realpath(target))
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
-        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd = mount_fuse(target, name=name, flags=flags)
     session = FuseSession(
         fd,
         filesystem,
@@ -71,6 +65,18 @@ def open_session(
     finally:
         _unmount(target, device, session)
         session.stop(device)
+
+
+def mount_fuse(target: Path, *, name: str, flags: int = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID) -> int:
+    """Mount a FUSE file system on a directory and return the descriptor by which it is to be served. Raises OSError."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _unmount(target: Path, device: tuple[int, int] | None, session: "FuseSession") -> None:

@@ -73,21 +73,15 @@ class _Held(NamedTuple):
 
 
 class ObjectFileSystem:
-    """`repositories` is how many have a trigger directory. `complete` answers a request that was put off."""
+    """`repositories` is how many have a trigger directory. `complete`, which answers a request that was put off, is
+    the session's, to be set before it starts."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        repositories: int,
-        supplier: Supplier,
-        complete: Callable[[int, Buffer | OSError], None],
-        *,
-        shows_all: bool = False,
-    ) -> None:
+    complete: Callable[[int, Buffer | OSError], None]
+
+    def __init__(self, cache: Cache, repositories: int, supplier: Supplier, *, shows_all: bool = False) -> None:
         self._cache = cache
         self._repositories = repositories
         self._supplier = supplier
-        self._complete = complete
         self._shows_all = shows_all
         self._lock = threading.Lock()
         self._waiting: dict[int, Question] = {}
@@ -126,7 +120,7 @@ class ObjectFileSystem:
             outcome: Buffer | OSError = self._outcome(question, result)
         except OSError as error:
             outcome = error
-        self._complete(question.ticket, outcome)
+        self.complete(question.ticket, outcome)
 
     def forget_handed_over(self, older_than_s: float) -> None:
         """Remove the links that the kernel has followed by now."""
