@@ -15,6 +15,7 @@ ORDER = (
     ("publish",),
     ("thin",),
     ("mount",),
+    ("node",),
     ("run",),
     ("config",),
     ("cli",),

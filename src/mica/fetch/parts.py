@@ -14,6 +14,7 @@ import bisect
 import contextlib
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -31,7 +32,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class PartFile:
-    """One large file, opened. Use as a context manager or `close` it."""
+    """One large file, opened. It is closed by `close`, or with the last reference to it."""
 
     def __init__(self, cache: Cache, name: LocalName, chunks: Sequence[Chunk]) -> None:
         """Raises UserError if the cache cannot be written."""
@@ -48,6 +49,7 @@ class PartFile:
             self._map = mmap.mmap(map_fd, len(chunks))
             os.close(map_fd)
             stack.pop_all()
+        self._finalize = weakref.finalize(self, _close, self.fd, self._map)
 
     def __enter__(self) -> Self:
         return self
@@ -56,8 +58,7 @@ class PartFile:
         self.close()
 
     def close(self) -> None:
-        self._map.close()
-        os.close(self.fd)
+        self._finalize()
 
     @property
     def inode(self) -> int:
@@ -149,6 +150,11 @@ def find_part(cache: Cache, inode: int) -> LocalName | None:
 def _part_files(cache: Cache) -> list[os.DirEntry[str]]:
     with os.scandir(cache.root / "parts") as entries:
         return [entry for entry in entries if not entry.name.endswith(".map")]
+
+
+def _close(fd: int, marks: mmap.mmap) -> None:
+    marks.close()
+    os.close(fd)
 
 
 def _path(cache: Cache, name: LocalName) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 
 from mica import linux
 from mica.mount import fuse_abi
+from mica.mount.fuse_abi import Buffer
 from mica.mount.fuse_dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,7 @@ def open_session(
     tables. Raises OSError if it cannot be mounted.
     """
     target = Path(os.path.realpath(target))
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
-        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd = mount_fuse(target, name=name, flags=flags)
     session = FuseSession(
         fd,
         filesystem,
@@ -70,6 +65,18 @@ def open_session(
     finally:
         _unmount(target, device, session)
         session.stop(device)
+
+
+def mount_fuse(target: Path, *, name: str, flags: int = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID) -> int:
+    """Mount a FUSE file system on a directory and return the descriptor by which it is to be served. Raises OSError."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _unmount(target: Path, device: tuple[int, int] | None, session: "FuseSession") -> None:
@@ -126,6 +133,7 @@ class FuseSession:
         max_threads: int = 256,
         max_idle_threads: int = 8,
         readdirplus_auto: bool = False,
+        more_flags: int = 0,
     ) -> None:
         self._fd = fd
         self._max_threads = max_threads
@@ -138,7 +146,9 @@ class FuseSession:
         self._numbers = itertools.count(1)
         self._ended = threading.Event()
         self._deferred = threading.Event()
-        self._dispatcher = Dispatcher(filesystem, readdirplus_auto=readdirplus_auto, deferred=self._deferred.set)
+        self._dispatcher = Dispatcher(
+            filesystem, readdirplus_auto=readdirplus_auto, deferred=self._deferred.set, more_flags=more_flags
+        )
 
     def __repr__(self) -> str:
         return f"<FuseSession fd={self._fd} threads={self._threads} idle={self._idle} ended={self._ended.is_set()}>"
@@ -163,6 +173,14 @@ class FuseSession:
         if not self._ended.wait(_STOP_S):
             logger.warning("FUSE session ends with %d busy threads.", self._threads - self._idle)
         self._deferred.set()
+
+    def complete(self, unique: int, outcome: Buffer | OSError) -> None:
+        """Answer a request whose handler said PENDING. Any thread."""
+        answer = self._dispatcher.complete(unique, outcome)
+        if answer is not None:
+            with self._using_fd() as usable:
+                if usable:
+                    self._write(answer)
 
     def is_connected(self) -> bool:
         """False once it is unmounted everywhere, or aborted: fuse_dev_poll() then reports an error."""
