@@ -1,6 +1,7 @@
 """The object filesystem: a FUSE file system in which every object of a repository can be opened by its local name.
 
     /<number>/ab/…     the trigger directory of one repository
+    /any/ab/…          the same, for whichever repository has it
     /e/…               answers EIO to everything: the last of a union's data layers, so that what could not be fetched
                        is an I/O error and not a missing file
 
@@ -40,6 +41,7 @@ from mica.repo.localname import LocalName
 
 _log = logger(__name__)
 ERROR_DIRECTORY: Final = "e"
+ANY_DIRECTORY: Final = "any"
 _ERROR_NODE: Final = 2
 # Which kind of node a number is of. An inode number of the cache's file system is below 2**56.
 _DIRECTORY_BIT: Final = 1 << 60
@@ -181,6 +183,8 @@ class ObjectFileSystem:
     def _top(self, name: bytes) -> int:
         if name == ERROR_DIRECTORY.encode("ascii"):
             return _ERROR_NODE
+        if name == ANY_DIRECTORY.encode("ascii"):
+            return _DIRECTORY_BIT | ANY_REPOSITORY << _REPOSITORY_SHIFT
         if not name.isdigit() or len(name) > _DIGITS_MAX or int(name) >= self._repositories:
             raise _absent()
         return _DIRECTORY_BIT | int(name) << _REPOSITORY_SHIFT
