@@ -18,8 +18,8 @@ from mica.digest import Digest, Suffix, digest_of
 from mica.errors import NotFoundError
 from mica.files import replace_file
 from mica.publish.catalogtree import CatalogTree
-from mica.publish.ingest import file_entry
 from mica.publish.objectwriter import Content, ObjectRules, ObjectWriter
+from mica.publish.treerows import file_entry
 from mica.repo.catalog import NestedCatalog
 from mica.repo.catalogwriter import Stamp
 from mica.repo.entry import MARKER, Entry
