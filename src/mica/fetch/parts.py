@@ -101,11 +101,8 @@ class PartFile:
         return True
 
     def _finish(self) -> None:
-        with mapped_os_errors(f"write to the cache {self._cache.root}"), contextlib.suppress(FileExistsError):
-            os.link(
-                f"/proc/self/fd/{self.fd}", self._cache.path(self.name),
-                src_dir_fd=self._cache.anywhere, follow_symlinks=True,
-            )  # fmt: skip
+        with mapped_os_errors(f"write to the cache {self._cache.root}"):
+            self._cache.name_file(self.fd, self._cache.path(self.name))
 
 
 def open_part(cache: Cache, name: LocalName) -> PartFile:

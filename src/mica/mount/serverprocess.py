@@ -43,13 +43,16 @@ class ServerProcess:
         """Raises what the child failed with before it was ready."""
         if self._is_ready:
             return
-        line = self._pipe.readline()
-        message: dict[str, Any] = (
-            json.loads(line) if line else {"error": "The file system server died.", "hint": "", "exit_code": 1}
-        )
-        if "error" in message:
-            raise _error_class(message["exit_code"])(message["error"], hint=message["hint"])
+        _read_message(self._pipe)
         self._is_ready = True
+
+    def join(self) -> Any:
+        """The result of one that is never ready but ends by itself. Raises what it failed with."""
+        with self._pipe:
+            try:
+                return _read_message(self._pipe).get("result")
+            finally:
+                os.waitpid(self.pid, 0)
 
     def stop(self) -> None:
         """Have it end, wait for that, and take its result."""
@@ -73,6 +76,15 @@ def start_server_process(serve: Serve) -> ServerProcess:
     return ServerProcess(pid, open(reader, encoding="utf-8"))
 
 
+def run_in_child(call: Callable[[], Any]) -> Any:
+    """What `call` returns, as JSON has it, from a child whose namespaces and threads are of no concern here.
+
+    Raises the MicaError that it raised.
+    """
+    child = start_server_process(lambda _: call())
+    return child.join()
+
+
 @contextlib.contextmanager
 def open_server_process(serve: Serve, *, wait: bool = True) -> Iterator[ServerProcess]:
     """Run `serve` in a child until the block ends; with `wait` the block begins when it is ready.
@@ -86,6 +98,16 @@ def open_server_process(serve: Serve, *, wait: bool = True) -> Iterator[ServerPr
         yield server
     finally:
         server.stop()
+
+
+def _read_message(pipe: IO[str]) -> dict[str, Any]:
+    line = pipe.readline()
+    message: dict[str, Any] = (
+        json.loads(line) if line else {"error": "A server process died.", "hint": "", "exit_code": 1}
+    )
+    if "error" in message:
+        raise _error_class(message["exit_code"])(message["error"], hint=message["hint"])
+    return message
 
 
 def _read_result(pipe: IO[str]) -> Any:

@@ -32,7 +32,6 @@ from mica.node.layerimage import obtain_layer_image
 from mica.repo.catalog import NestedCatalog
 from mica.thin.descriptor import ThinLayer
 
-
 # 64 bits: enough to tell the layers of one node apart, and short in the options of a mount.
 _NAME_DIGITS = 16
 
@@ -61,7 +60,6 @@ class LayerImages:
             document = json.dumps({"layer": layer.url, "root": root.digest.text})
             replace_file(record, document.encode("utf-8"), mode=0o600, durable=False)
         return path
-
 
     def mask(self) -> Path:
         """An image that hides the directories of objects, for unions in which they would be seen."""

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from mica.errors import MicaError
-from mica.fetch.cache import Cache
+from mica.fetch.cache import Cache, link_into_fan
 from mica.fetch.parts import PartFile, find_part, open_part
 from mica.files import owned_fd
 from mica.logs import logger
@@ -192,10 +192,7 @@ class ObjectFileSystem:
     def _hand_over(self, name: LocalName) -> None:
         """Give the file a name where the kernel looks next. It has looked into the cache already, in vain."""
         target = f"{self._cache.root}/handover/{name}"
-        try:
-            os.link(self._cache.path(name), target)
-        except FileExistsError:
-            return
+        link_into_fan(lambda: os.link(self._cache.path(name), target), target)
         self._handed_over.append((time.monotonic(), target))
 
     def _show(self, node: int, held: _Held) -> Buffer:

@@ -44,7 +44,7 @@ _STOP_S = 15.0
 _HOLDER = Path(__file__).with_name("holder.py")
 
 
-def run_node(settings: NodeSettings, ready: Callable[[], None], manager: ServiceManager = ServiceManager()) -> None:
+def run_node(settings: NodeSettings, ready: Callable[[], None], manager: ServiceManager) -> None:
     """Run until SIGTERM or SIGINT; mounts and containers stay, for a successor. To be called without other threads.
 
     Raises TemporaryError if a node runs in this directory already, UserError for what cannot be mounted.

@@ -1,5 +1,5 @@
-"""What the service manager is told and gives: sd_notify(3), sd_listen_fds(3), and its descriptor store. No library: each
-is one datagram or two environment variables. Without systemd every call does nothing.
+"""What the service manager is told and gives: sd_notify(3), sd_listen_fds(3), its descriptor store. No library: each is
+one datagram or two environment variables. Without systemd every call does nothing.
 """
 
 import os

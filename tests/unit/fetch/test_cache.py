@@ -154,7 +154,7 @@ def test_a_new_life_of_the_machine_drops_what_may_have_lost_its_tail(cache: Cach
     add(cache, b"whole")
     add(cache, b"cut sho", Digest(bytes(20), Algorithm.SHA1), size=9)
     add(cache, b"who knows", size=None)
-    (cache.root / "objects/00/.stray").touch()
+    (cache.root / "objects/.stray").touch()
     (cache.root / "parts/some").touch()
     recover(cache.root, "another life")
     (path,) = files(cache)

@@ -103,7 +103,9 @@ def test_a_list_that_does_not_fit_its_name_is_refused(cache: Cache) -> None:
 
 
 def test_a_file_that_is_here_as_a_whole_is_not_begun_again(cache: Cache) -> None:
-    Path(cache.path(NAME)).write_bytes(CONTENT)
+    with cache.adding_place(cache.path(NAME)) as new:
+        new.write(CONTENT)
+        os.close(new.commit())
     with PartFile(cache, NAME, CHUNKS) as part:
         assert part.is_whole
         assert os.pread(part.fd, 3, 4) == b"abb"
