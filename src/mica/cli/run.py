@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mica.cli.mount import StatsOption
-from mica.cli.options import CacheOption, ConfigOption, KeyOption, ProxyOption, StateOption, UrlOption
+from mica.cli.options import CacheOption, ConfigOption, KeyOption, MethodOption, ProxyOption, StateOption, UrlOption
 from mica.cli.output import writable
 from mica.errors import UsageError
 
 if TYPE_CHECKING:
     from mica.cli.images import ThinImage
     from mica.cli.places import Places
+    from mica.node.stack import Method
     from mica.run.request import RunOptions
 
 
@@ -45,6 +46,7 @@ def run(
     proxies: ProxyOption = None,
     cache: CacheOption = None,
     config: ConfigOption = None,
+    method: MethodOption = None,
     stats: StatsOption = None,
 ) -> None:
     """Run a container. Its files are fetched when they are opened; nothing is left when it ends.
@@ -67,11 +69,14 @@ def run(
         tty=tty, interactive=interactive or tty, read_only=read_only, keep=keep.absolute() if keep else None,
     )  # fmt: skip
     places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    chosen = places.method(method)
     found = find_image(image, places, platform)
-    raise typer.Exit(_run(found, options, places, state, stats))
+    raise typer.Exit(_run(found, options, places, chosen, state, stats))
 
 
-def _run(image: "ThinImage", options: "RunOptions", places: "Places", state: Path, stats: Path | None) -> int:
+def _run(
+    image: "ThinImage", options: "RunOptions", places: "Places", method: "Method", state: Path, stats: Path | None
+) -> int:
     from mica.cli.layers import mounted_layers
     from mica.files import mapped_os_errors
     from mica.run.container import enter_private_mounts, run_container
@@ -80,7 +85,7 @@ def _run(image: "ThinImage", options: "RunOptions", places: "Places", state: Pat
     enter_private_mounts()
     figures: dict[str, Any] = {}
     try:
-        with mounted_layers(image.descriptor, places, state / "mnt", figures) as layers:
+        with mounted_layers(image.descriptor, places, state / "mnt", method, figures) as layers:
             return run_container(
                 RunRequest(layers=layers, config=image.config.get("config") or {}, options=options),
                 root=state / "run",

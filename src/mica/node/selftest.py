@@ -174,7 +174,7 @@ def _test_union(base: Path, work: Path, good: LocalName, *, shows_all: bool) -> 
     with Cache(base / "cache") as cache, _serving(cache, node, good, shows_all=shows_all):
         mask = work / "mask.mounted" if shows_all else None
         stack = plan_stack([work / "image.mounted"], cache, node, [0], mask=mask)
-        options = OverlayOptions(data=stack.data, has_stubs=True)
+        options = OverlayOptions(data=stack.data, has_stubs=stack.has_stubs)
         plan = plan_overlay(stack.lower, base / "upper", base / "work", base / "merged", options)
         with open_overlay(plan) as merged:
             if (merged / "good").read_bytes() != _CONTENT:

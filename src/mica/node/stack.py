@@ -32,17 +32,19 @@ class Method(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LayerStack:
-    """`lower` is top first; `data` are the data-only layers below, in the order in which they are asked."""
+    """`lower` is top first; `data` are the data-only layers below, in the order in which they are asked. `has_stubs`:
+    files of the layers have their content elsewhere, so that overlayfs has to follow redirects."""
 
     lower: tuple[Path, ...]
-    data: tuple[Path, ...]
+    data: tuple[Path, ...] = ()
+    has_stubs: bool = False
 
-    def to_json(self) -> dict[str, list[str]]:
-        return {"lower": [str(path) for path in self.lower], "data": [str(path) for path in self.data]}
+    def to_json(self) -> dict[str, Any]:
+        return {"lower": [*map(str, self.lower)], "data": [*map(str, self.data)], "has_stubs": self.has_stubs}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(tuple(map(Path, values["lower"])), tuple(map(Path, values["data"])))
+        return cls(tuple(map(Path, values["lower"])), tuple(map(Path, values["data"])), bool(values["has_stubs"]))
 
 
 def plan_stack(
@@ -50,10 +52,10 @@ def plan_stack(
 ) -> LayerStack:
     """A union of mounted metadata images, top first, whose content is in these repositories, by number.
 
-    Without data-only layers there is `mask`, a mounted image that hides the names of objects.
+    Without data-only layers there is `mask`, a mounted image that hides the directories of objects.
     """
     if mask is not None:
-        return LayerStack((mask, *images, node.objects / ANY_DIRECTORY), ())
+        return LayerStack((*images, mask, node.objects / ANY_DIRECTORY), has_stubs=True)
     triggers = [node.objects / str(number) for number in repositories]
     data = (cache.root / "objects", *triggers, cache.root / "handover", node.objects / ERROR_DIRECTORY)
-    return LayerStack(tuple(images), data)
+    return LayerStack(tuple(images), data, has_stubs=True)
