@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from mica.cli.node import RUN_DIRECTORY, RunDirectoryOption
+from mica.cli.node import NODE_DIRECTORY, NodeOption
 from mica.cli.options import CacheOption, ConfigOption, JsonOption, StateOption
 
 
@@ -24,7 +24,7 @@ def doctor(
     state: StateOption,
     config: ConfigOption = None,
     cache: CacheOption = None,
-    run: RunDirectoryOption = RUN_DIRECTORY,
+    node: NodeOption = NODE_DIRECTORY,
     json: JsonOption = False,
 ) -> None:
     """Tell what this host can do, and how layers are therefore mounted.
@@ -35,7 +35,7 @@ def doctor(
     from mica.cli.places import Places
 
     places = Places(state, config=config, cache=cache)
-    checks = [*_host(run)]
+    checks = [*_host(node)]
     method = None
     if all(check.works for check in checks if check.what in _NEEDED):
         from mica.node.selftest import kernel_facts

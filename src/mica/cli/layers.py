@@ -1,6 +1,7 @@
 """The layers of a thin image, ready for a union, by whichever method this host can do best."""
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -8,14 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from mica.cli.places import Places
-from mica.errors import NotFoundError, UserError
+from mica.errors import NotFoundError, TemporaryError, UserError
 from mica.fetch.location import RepositoryLocation, open_repository
 from mica.files import mapped_os_errors
 from mica.mount.repomount import mounted, wait_for_end
 from mica.mount.serverprocess import ServerProcess, Stopped, open_server_process
+from mica.node.client import open_node
+from mica.node.directory import NodeDirectory
 from mica.node.privatenode import private_layers
 from mica.node.stack import LayerStack, Method
-from mica.thin.descriptor import ThinDescriptor, ThinLayer
+from mica.thin.descriptor import ThinDescriptor, ThinLayer, format_descriptor
+
+
+@contextlib.contextmanager
+def open_node_layers(directory: Path, descriptor: ThinDescriptor, *, wanted: bool) -> Iterator[LayerStack | None]:
+    """The layers from the node of this host, held for the block; None if none runs that knows their repositories.
+
+    To be opened outside of private mount namespaces, which see what the node mounts later only by propagation.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            node = stack.enter_context(open_node(NodeDirectory(directory).service)) if wanted else None
+        except TemporaryError:
+            node = None
+        if node is None or not descriptor.repositories <= {
+            known["fqrn"] for known in node.ask("status")["repositories"]
+        }:
+            yield None
+        else:
+            document = json.loads(format_descriptor(descriptor))
+            yield LayerStack.from_json(node.ask("layers", descriptor=document))
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ import typer
 from mica.cli.options import CacheOption, ConfigOption, MethodOption, StateOption
 from mica.errors import UserError
 
-RunDirectoryOption = Annotated[
-    Path, typer.Option("--run", envvar="MICA_RUN", help="Directory of the node: its sockets and its mounts.")
+NodeOption = Annotated[
+    Path, typer.Option("--node", envvar="MICA_NODE", help="Directory of the host's node: its sockets and its mounts.")
 ]
-RUN_DIRECTORY = Path("/run/mica")
+NODE_DIRECTORY = Path("/run/mica")
 
 
 def node(
@@ -20,7 +20,7 @@ def node(
     config: ConfigOption = None,
     cache: CacheOption = None,
     method: MethodOption = None,
-    run: RunDirectoryOption = RUN_DIRECTORY,
+    directory: NodeOption = NODE_DIRECTORY,
     stop: Annotated[bool, typer.Option("--stop", help="End the node for good, with its mounts.")] = False,
 ) -> None:
     """Serve the layers of images to whoever mounts them on this host: the repositories of the configuration.
@@ -38,7 +38,7 @@ def node(
     if os.geteuid() != 0:
         raise UserError("Only root can run a node.", hint="Try again with sudo.")
     if stop:
-        stop_node(run)
+        stop_node(directory)
         return
     places = Places(state, config=config, cache=cache)
     chosen = places.method(method)
@@ -51,5 +51,7 @@ def node(
     if not known:
         raise UserError("There is no repository to serve.", hint="Name some in the configuration.")
     locations = tuple(places.locate(fqrn) for fqrn in known)
-    settings = NodeSettings(NodeDirectory(run.absolute()), places.cache, locations, Method(chosen), places.deadline_s)
+    settings = NodeSettings(
+        NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.deadline_s
+    )
     run_node(settings, lambda: typer.echo(f"ready {settings.directory.service}"), ServiceManager(os.environ))

@@ -79,15 +79,23 @@ def serve_session(
         filesystem.complete = session.complete
         threading.Thread(target=line.serve, args=(filesystem,), name="service-line", daemon=True).start()
         session.start()
+        threading.Thread(target=sweep_handover, args=(cache,), name="sweep", daemon=True).start()
         if resend and not session.resend():
             _log.warning("this kernel cannot send again what a predecessor left unanswered")
-        while not session.wait(_HOUSEKEEPING_S):
-            filesystem.forget_handed_over(_HANDED_OVER_S)
+        try:
+            while not session.wait(_HOUSEKEEPING_S):
+                filesystem.forget_handed_over(_HANDED_OVER_S)
+        finally:
+            filesystem.forget_handed_over(_HOUSEKEEPING_S)
 
 
-def clear_handover(cache: Path) -> None:
-    """Remove what a killed session left; links that somebody still needs are made again."""
+def sweep_handover(cache: Path) -> None:
+    """Remove what killed sessions left. Young links may be those of another session that lives."""
+    limit = time.time() - _HANDED_OVER_S
     for directory, _, names in os.walk(cache / "handover"):
         for name in names:
+            path = f"{directory}/{name}"
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{directory}/{name}")
+                # A new link changes the time of the inode.
+                if os.lstat(path).st_ctime < limit:
+                    os.unlink(path)

@@ -27,14 +27,12 @@ from typing import Any, Never, Self
 
 from mica import linux
 from mica.errors import TemporaryError, UserError
-from mica.fetch.cache import Cache
 from mica.files import locked, mapped_os_errors, replace_file
 from mica.logs import logger
 from mica.mount.fuse_session import mount_fuse
 from mica.mount.serverprocess import Stopped, start_server_process
 from mica.node.directory import NodeDirectory
 from mica.node.servers import FILESYSTEM_NAME, NodeSettings, service_of, session_of
-from mica.node.sessionprocess import clear_handover
 from mica.node.sockets import connect, listening
 from mica.node.systemd import ServiceManager
 
@@ -55,8 +53,6 @@ def run_node(settings: NodeSettings, ready: Callable[[], None], manager: Service
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         settings = _numbered(settings)
-        with Cache(settings.cache):
-            clear_handover(settings.cache)
         with contextlib.suppress(Stopped):
             fuse_fd, is_taken_over = stack.enter_context(_session_descriptor(settings, manager))
             with _Servers(settings, fuse_fd, resend=is_taken_over) as servers:
