@@ -41,3 +41,7 @@ class NodeDirectory:
     @property
     def facts(self) -> Path:
         return self.path / "node.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"

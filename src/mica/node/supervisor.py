@@ -49,7 +49,7 @@ def run_node(settings: NodeSettings, ready: Callable[[], None], manager: Service
     """
     node = settings.directory
     node.create()
-    with locked(node.path / "lock", what=f"The node's directory {node.path}"), contextlib.ExitStack() as stack:
+    with locked(node.lock, what=f"The node's directory {node.path}"), contextlib.ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
         settings = _numbered(settings)
@@ -69,27 +69,28 @@ def stop_node(directory: Path) -> None:
     facts = _read_facts(node)
     if not facts:
         raise UserError(f"There is no node in {directory}.")
-    with contextlib.suppress(TemporaryError), locked(node.path / "lock", what="The node"):
+    with contextlib.suppress(TemporaryError), locked(node.lock, what="The node"):
         facts = {}  # it does not run
     if facts:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(facts["pid"]), signal.SIGTERM)
-    with _locked_soon(node):
+    with _locked_soon(node), mapped_os_errors(f"remove {directory}"):
         with contextlib.suppress(OSError), connect(node.holder) as holder:
             holder.send(b"quit")
-        for target in (*sorted(node.layers.iterdir()), node.objects):
+        for target in (*sorted(node.layers.iterdir()), node.layers, node.objects):
             with contextlib.suppress(OSError):
                 linux.umount2(target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-            with mapped_os_errors(f"remove {target}"):
-                target.rmdir()
-        node.facts.unlink(missing_ok=True)
+            target.rmdir()
+        for file in (node.facts, node.holder, node.service, node.lock):
+            file.unlink(missing_ok=True)
+        node.path.rmdir()
 
 
 def _locked_soon(node: NodeDirectory) -> contextlib.ExitStack:
     """The node's lock, entered; waits a little for a node that is ending."""
     until = time.monotonic() + _STOP_S
     while True:
-        lock = locked(node.path / "lock", what=f"The node in {node.path}")
+        lock = locked(node.lock, what=f"The node in {node.path}")
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(lock)
