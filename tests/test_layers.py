@@ -10,6 +10,7 @@ ORDER = (
     ("errors", "digest", "files", "linux", "flight", "logs", "__init__"),
     ("tarentry", "tarheader", "tarstream"),
     ("repo", "oci"),
+    ("metaimage",),
     ("store",),
     ("fetch",),
     ("publish",),

@@ -5,7 +5,7 @@ Byte table in docs/format/erofs-image.md. The kernel never looks there: the supe
 
 import mmap
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from mica.digest import DIGEST_SIZE, Algorithm, Digest, digest_of
 from mica.errors import IntegrityError, UserError
@@ -23,12 +23,12 @@ _ALGORITHMS = frozenset(Algorithm)
 _ZEROS = bytes(3)
 
 
-def format_chunk_table(lists: Iterable[tuple[Digest, bytes]]) -> Iterator[bytes]:
-    """Each list once, by algorithm and digest, so that the same files give the same table.
+def format_chunk_table(lists: Mapping[Digest, bytes]) -> Iterator[bytes]:
+    """The lists by algorithm and digest, so that the same files give the same table.
 
     Raises UserError for more than a table can hold.
     """
-    ordered = sorted(dict(lists).items(), key=lambda item: (item[0].algorithm, item[0].raw))
+    ordered = sorted(lists.items(), key=lambda item: (item[0].algorithm, item[0].raw))
     size = sum(len(data) for _, data in ordered)
     if size > LISTS_BYTES_MAX:
         raise UserError(f"The large files of a layer have chunk lists of {size} bytes, more than {LISTS_BYTES_MAX}.")

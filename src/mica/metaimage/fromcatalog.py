@@ -34,6 +34,8 @@ class InodeMaker:
             if entry.digest is None:
                 raise ValueError("has neither an object nor chunks")
             return LocalName(entry.digest, entry.compression, entry.size)
+        if not chunks:
+            raise ValueError("is said to have chunks but has none")
         name = chunked_name(chunks, entry.compression)
         if name.size != entry.size:
             raise ValueError(f"has chunks of {name.size} bytes and says {entry.size}")

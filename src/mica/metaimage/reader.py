@@ -13,7 +13,6 @@ import contextlib
 import io
 import mmap
 import os
-import stat
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -136,9 +135,8 @@ class _Walk:
 
     def _read(self, nid: int, parent: int) -> tuple[Inode, Iterator[Dirent] | None]:
         self._inodes += 1
-        record = self._records.read(nid)
-        is_directory = stat.S_ISDIR(record.inode.mode)
-        return record.inode, self._records.children(record, parent) if is_directory else None
+        inode, directory = self._records.read(nid)
+        return inode, None if directory is None else self._records.children(directory, parent)
 
     def _check_whole(self) -> None:
         if self._linked:

@@ -1,16 +1,17 @@
 """Inodes, attributes and directories of an image being read, each byte of it given to one of them at most.
 
-The bytes of a foreign image: `BrokenError` has the second half of a sentence about it. Called by `reader.py`.
+The bytes are foreign: what is wrong with them is a BrokenError. Called by `reader.py`; one thread.
 """
 
 import mmap
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mica.metaimage.dirents import Dirent, parse_dirents
 from mica.metaimage.erofs_abi import (
     BLOCK_BYTES,
+    DIRECTORY_TYPE,
     FILE_SIZE_MAX,
     FILE_TYPES,
     FORMAT_CHUNKED,
@@ -32,33 +33,34 @@ from mica.metaimage.erofs_abi import (
     decode_device,
 )
 from mica.metaimage.inode import NO_XATTRS, Inode
-from mica.metaimage.xattrs import METACOPY, REDIRECT, join_name, may_enter
+from mica.metaimage.xattrs import METACOPY, REDIRECT, filter_bits, join_name, may_enter
 from mica.repo.localname import LocalName
 
 Image = bytes | mmap.mmap
 
 _SECOND_NS = 1_000_000_000
+_USED = b"\1"
+_DEVICES = {stat.S_IFCHR, stat.S_IFBLK}
 
 
 class BrokenError(Exception):
     """The second half of a sentence about an image."""
 
 
-class Record(NamedTuple):
-    """An inode, and what else its bytes say: its number, its layout, the links it claims, the bytes of its content and
-    where they begin behind the inode, and the first of its blocks."""
+class DirectoryRecord(NamedTuple):
+    """Where the content of a directory is: `size` bytes, of which those that do not fill a block begin at `tail` if
+    they follow the inode, and the others at `block`."""
 
-    inode: Inode
     nid: int
-    layout: int
     links: int
+    is_inline: bool
     size: int
     tail: int
     block: int
 
 
 class Records:
-    """Of an image whose blocks end at `end`; the superblock is taken already."""
+    """Of an image whose blocks end at `end`; the first `taken` bytes are the superblock's."""
 
     def __init__(self, image: Image, end: int, taken: int) -> None:
         self._image = image
@@ -67,7 +69,7 @@ class Records:
         self._shared: dict[int, tuple[bytes, bytes]] = {}
         self._claim(0, taken)
 
-    def read(self, nid: int) -> Record:
+    def read(self, nid: int) -> tuple[Inode, DirectoryRecord | None]:
         """The inode with that number, which was not read before."""
         start = nid * SLOT_BYTES
         if start + INODE_BYTES > self._end:
@@ -75,31 +77,40 @@ class Records:
         (layout, count, mode, high, size, union, number, uid, gid, mtime_s, mtime_ns, links) = INODE.unpack_from(
             self._image, start
         )
-        kind = mode & TYPE_BITS
-        if kind not in FILE_TYPES or high or number != nid & 0xFFFFFFFF or mtime_ns >= _SECOND_NS or not links:
+        if high or number != nid & 0xFFFFFFFF or mtime_ns >= _SECOND_NS or not links:
             raise BrokenError(f"inode {nid} has impossible values")
-        body = XATTR_BODY_BYTES + XATTR_ID_BYTES * (count - 1) if count else 0
-        tail = start + INODE_BYTES + body
-        self._claim(start, tail + self._tail_bytes(nid, kind, layout, size))
-        xattrs = self._xattrs(nid, start + INODE_BYTES, body) if body else {}
-        content = self._content(nid, kind, layout, size, union, tail, xattrs)
-        if not all(may_enter(name, value, mode) for name, value in xattrs.items()):
+        kind = mode & TYPE_BITS
+        body = start + INODE_BYTES
+        tail = body + XATTR_BODY_BYTES + XATTR_ID_BYTES * (count - 1) if count else body
+        self._claim(start, tail + _tail_bytes(nid, kind, layout, size))
+        xattrs = self._xattrs(nid, body, tail) if count else {}
+        content = self._content(nid, size, union, tail, xattrs) if layout == FORMAT_CHUNKED else None
+        if xattrs and not all(may_enter(name, value, mode) for name, value in xattrs.items()):
             raise BrokenError(f"inode {nid} has attributes that only others may set")
-        target = self._target(nid, layout, size, union, tail) if kind == stat.S_IFLNK else b""
-        device = decode_device(union) if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0
-        inode = Inode(
-            mode, uid, gid, mtime_s, mtime_ns, size if kind == stat.S_IFREG else 0, content, device, target,
-            xattrs or NO_XATTRS, 1 if kind == stat.S_IFDIR else links, nid if links > 1 and kind != stat.S_IFDIR else 0,
-        )  # fmt: skip
-        return Record(inode, nid, layout, links, size, tail, union)
+        known: Mapping[bytes, bytes] = xattrs or NO_XATTRS
+        if content is not None:
+            group = nid if links > 1 else 0
+            return Inode(mode, uid, gid, mtime_s, mtime_ns, size, content, 0, b"", known, links, group), None
+        if kind == stat.S_IFDIR:
+            directory = DirectoryRecord(nid, links, layout == FORMAT_INLINE, size, tail, union)
+            return Inode(mode, uid, gid, mtime_s, mtime_ns, xattrs=known), directory
+        device, target = 0, b""
+        if kind == stat.S_IFLNK:
+            target = self._target(nid, layout, size, union, tail)
+        elif kind in _DEVICES:
+            device = decode_device(union)
+        elif union:
+            raise BrokenError(f"inode {nid} is empty and has a block")
+        group = nid if links > 1 else 0
+        return Inode(mode, uid, gid, mtime_s, mtime_ns, 0, None, device, target, known, links, group), None
 
-    def children(self, record: Record, parent: int) -> Iterator[Dirent]:
+    def children(self, record: DirectoryRecord, parent: int) -> Iterator[Dirent]:
         """What is in a directory, sorted; at its end it is known whether all of it was right."""
         nid = record.nid
         dots = {b".": nid, b"..": parent}
         last = b""
-        subdirectories = 0
-        for block in self._directory_blocks(record):
+        directories = 0  # two of which are itself and its parent, as in its number of links
+        for block in self._blocks(record):
             try:
                 entries = parse_dirents(block)
             except ValueError as error:
@@ -108,44 +119,24 @@ class Records:
                 if entry.name <= last:
                     raise BrokenError(f"the names of directory {nid} are not sorted")
                 last = entry.name
-                subdirectories += entry.file_type == FILE_TYPES[stat.S_IFDIR]
-                if last not in {b".", b".."}:
+                directories += entry.file_type == DIRECTORY_TYPE
+                if last not in dots:
                     yield entry
-                elif dots.pop(last) != entry.nid or entry.file_type != FILE_TYPES[stat.S_IFDIR]:
+                elif dots.pop(last) != entry.nid or entry.file_type != DIRECTORY_TYPE:
                     raise BrokenError(f"directory {nid} has a wrong {last.decode('ascii')}")
-        if dots or subdirectories != record.links:
-            raise BrokenError(f"directory {nid} has {record.links} links and {subdirectories} directories in it")
+        if dots or directories != record.links:
+            raise BrokenError(f"directory {nid} has {record.links} links and {directories} directories in it")
 
     def _claim(self, start: int, end: int) -> None:
         if end > self._end:
             raise BrokenError(f"something at {start} ends at {end}, after the last block")
         first, last = start // SLOT_BYTES, -(-end // SLOT_BYTES)
-        if self._used.find(1, first, last) >= 0:
+        if self._used.find(_USED, first, last) >= 0:
             raise BrokenError(f"two things lie over each other between {start} and {end}")
-        self._used[first:last] = b"\1" * (last - first)
+        self._used[first:last] = _USED * (last - first)
 
-    def _tail_bytes(self, nid: int, kind: int, layout: int, size: int) -> int:
-        """How much of the content, or of its map, follows the attributes of an inode."""
-        if kind == stat.S_IFREG and size:
-            if layout == FORMAT_CHUNKED and size <= FILE_SIZE_MAX:
-                return len(NULL_BLOCK)
-        elif kind in {stat.S_IFDIR, stat.S_IFLNK}:
-            if layout == FORMAT_INLINE and size % BLOCK_BYTES:
-                return size % BLOCK_BYTES
-            if layout == FORMAT_PLAIN and size:
-                return 0
-        elif layout == FORMAT_PLAIN and not size:
-            return 0
-        raise BrokenError(f"inode {nid} of type {kind:o} and {size} bytes has layout {layout}")
-
-    def _content(
-        self, nid: int, kind: int, layout: int, size: int, union: int, tail: int, xattrs: dict[bytes, bytes]
-    ) -> LocalName | None:
+    def _content(self, nid: int, size: int, union: int, tail: int, xattrs: dict[bytes, bytes]) -> LocalName:
         """What the redirect of a stub names; that and its sign are taken out of the attributes."""
-        if layout != FORMAT_CHUNKED:
-            if union and kind not in {stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK}:
-                raise BrokenError(f"inode {nid} is empty and has a block")
-            return None
         if union != chunk_format(size) or self._image[tail : tail + len(NULL_BLOCK)] != NULL_BLOCK:
             raise BrokenError(f"inode {nid} has data in the image")
         redirect = xattrs.pop(REDIRECT, b"")
@@ -173,8 +164,8 @@ class Records:
             raise BrokenError(f"inode {nid} is a symbolic link with a zero in its target")
         return target
 
-    def _directory_blocks(self, record: Record) -> Iterator[bytes]:
-        inline = record.size % BLOCK_BYTES if record.layout == FORMAT_INLINE else 0
+    def _blocks(self, record: DirectoryRecord) -> Iterator[bytes]:
+        inline = record.size % BLOCK_BYTES if record.is_inline else 0
         start = record.block * BLOCK_BYTES
         end = start + record.size - inline
         if end > start:
@@ -188,19 +179,21 @@ class Records:
                 raise BrokenError(f"the end of directory {record.nid} lies in two blocks")
             yield self._image[record.tail : record.tail + inline]
 
-    def _xattrs(self, nid: int, start: int, size: int) -> dict[bytes, bytes]:
-        _, shared = XATTR_BODY.unpack_from(self._image, start)
-        end = start + size
-        place = start + XATTR_BODY_BYTES + XATTR_ID_BYTES * shared
+    def _xattrs(self, nid: int, start: int, end: int) -> dict[bytes, bytes]:
+        absent, shared = XATTR_BODY.unpack_from(self._image, start)
+        ids = start + XATTR_BODY_BYTES
+        place = ids + XATTR_ID_BYTES * shared
         if place > end:
             raise BrokenError(f"inode {nid} has more shared attributes than it has room for")
-        pairs = [self._shared_xattr(start + XATTR_BODY_BYTES + XATTR_ID_BYTES * index) for index in range(shared)]
+        pairs = [self._shared_xattr(at) for at in range(ids, place, XATTR_ID_BYTES)]
         while place < end:
             pair, place = self._xattr(place, end)
             pairs.append(pair)
         xattrs = dict(pairs)
         if len(xattrs) != len(pairs) or not pairs:
             raise BrokenError(f"inode {nid} has an attribute twice, or room for none")
+        if absent & filter_bits(tuple(xattrs)):
+            raise BrokenError(f"inode {nid} has a filter that hides its attributes")
         return xattrs
 
     def _shared_xattr(self, at: int) -> tuple[bytes, bytes]:
@@ -208,9 +201,9 @@ class Records:
         found = self._shared.get(number)
         if found is None:
             start = number * XATTR_ID_BYTES
-            found, end = self._xattr(start, self._end)
             if start % SLOT_BYTES:
-                raise BrokenError(f"shared attribute {number} is not where one can be")
+                raise BrokenError(f"a shared attribute lies at {start}")
+            found, end = self._xattr(start, self._end)
             self._claim(start, end)
             self._shared[number] = found
         return found
@@ -221,12 +214,28 @@ class Records:
         if start > end:
             raise BrokenError(f"an attribute at {place} is cut short")
         length, index, size = XATTR_ENTRY.unpack_from(self._image, place)
-        after = start + length + size
-        after += -after % XATTR_ID_BYTES
-        if after > end:
+        value = start + length
+        after = value + size
+        following = after + -after % XATTR_ID_BYTES
+        if following > end:
             raise BrokenError(f"an attribute at {place} is cut short")
         try:
-            name = join_name(index, self._image[start : start + length])
+            name = join_name(index, self._image[start:value])
         except ValueError as error:
             raise BrokenError(f"an attribute at {place} has an impossible name") from error
-        return (name, self._image[start + length : start + length + size]), after
+        return (name, self._image[value:after]), following
+
+
+def _tail_bytes(nid: int, kind: int, layout: int, size: int) -> int:
+    """How much of the content, or of its map, follows the attributes of an inode."""
+    if kind == stat.S_IFREG and size:
+        if layout == FORMAT_CHUNKED and size <= FILE_SIZE_MAX:
+            return len(NULL_BLOCK)
+    elif kind in {stat.S_IFDIR, stat.S_IFLNK}:
+        if layout == FORMAT_INLINE and size % BLOCK_BYTES:
+            return size % BLOCK_BYTES
+        if layout == FORMAT_PLAIN and size:
+            return 0
+    elif kind in FILE_TYPES and layout == FORMAT_PLAIN and not size:
+        return 0
+    raise BrokenError(f"inode {nid} of type {kind:o} with {size} bytes has layout {layout}")

@@ -8,8 +8,9 @@ half-way is no image. Called by publishing and by the node; no I/O but to the gi
 """
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 from mica.digest import Digest
@@ -57,6 +58,7 @@ class ImageLimits:
 
 
 STANDARD_LIMITS = ImageLimits()
+NO_LISTS: Mapping[Digest, bytes] = MappingProxyType({})
 
 
 class DroppedXattr(NamedTuple):
@@ -82,33 +84,28 @@ class ImageReport:
 def write_image(
     entries: Iterable[tuple[bytes, Inode]],
     file: BinaryIO,
-    chunk_lists: Iterable[tuple[Digest, bytes]] = (),
+    chunk_lists: Mapping[Digest, bytes] = NO_LISTS,
     *,
     limits: ImageLimits = STANDARD_LIMITS,
 ) -> ImageReport:
     """Write the image of a tree into an empty file that can seek.
 
     `entries` in tree order: the root with the empty path first, directories before what is in them, siblings by bytes.
-    `chunk_lists`, asked for after the last entry, has those of all files in chunks. Raises UserError for what no image
-    can hold, ValueError for entries in another order, and for a hard link group or a chunk list that is missing.
+    `chunk_lists`, looked at after the last entry, has those of all files in chunks. Raises UserError for what no image
+    can hold, ValueError for entries in another order, and for a hard link group or a chunk list that is not whole.
     """
     output = ImageOutput(file)
     tree = _Tree(output, limits)
     for path, inode in entries:
         tree.add(path, inode)
     report = tree.finish()
-    for part in format_chunk_table(_wanted(chunk_lists, tree.in_chunks)):
+    if not tree.in_chunks <= chunk_lists.keys():
+        raise ValueError("a file in chunks comes without its chunk list")
+    for part in format_chunk_table({digest: chunk_lists[digest] for digest in tree.in_chunks}):
         output.put(part)
     output.finish()
     report.file_bytes = output.position
     return report
-
-
-def _wanted(lists: Iterable[tuple[Digest, bytes]], digests: set[Digest]) -> list[tuple[Digest, bytes]]:
-    found = {digest: data for digest, data in lists if digest in digests}
-    if len(found) != len(digests):
-        raise ValueError("a file in chunks comes without its chunk list")
-    return list(found.items())
 
 
 class _Tree:

@@ -5,6 +5,7 @@ opaque directory; `metacopy` and `redirect` come from the writer alone.
 """
 
 import functools
+import operator
 import stat
 from struct import unpack_from
 
@@ -65,6 +66,12 @@ def format_xattr(index: int, rest: bytes, value: bytes) -> bytes:
 def filter_bit(index: int, rest: bytes) -> int:
     """The bit that stands for a name in the filter of an inode (erofs_getxattr in fs/erofs/xattr.c)."""
     return 1 << (xxh32(rest, (_FILTER_SEED + index) & _MASK) & 31)
+
+
+@functools.lru_cache(256)
+def filter_bits(names: tuple[bytes, ...]) -> int:
+    """Those of several names that `split_name` takes."""
+    return functools.reduce(operator.or_, (filter_bit(*split_name(name)) for name in names), 0)
 
 
 class FilterBits:
