@@ -29,7 +29,7 @@ from mica.mount import fuse_abi
 from mica.mount.fuse_session import FuseSession, mount_fuse
 from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
 from mica.node.messages import Question
-from mica.node.objectfs import ERROR_DIRECTORY, ObjectFileSystem
+from mica.node.objectfs import ERROR_DIRECTORY, ObjectFileSystem, prime
 from mica.node.service import Supply
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name, format_chunk_list
@@ -133,6 +133,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         stack.callback(session.stop, device)
         stack.callback(linux.umount2, mountpoint, linux.MNT_DETACH)
         session.start()
+        prime(mountpoint)
         yield Node(tmp_path, cache, fetcher, filesystem, mountpoint)
 
 

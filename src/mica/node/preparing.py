@@ -75,7 +75,7 @@ class Preparation:
     def _stack(self, mounted: Sequence[Path], numbers: Sequence[int], held: contextlib.ExitStack) -> LayerStack:
         mask = None
         if self._method is Method.ORDINARY:
-            mask = held.enter_context(self._mounted.holding(self._images.mask()))
+            mask = held.enter_context(self._mounted.holding(self._images.mask(mounted[0])))
         return plan_stack(mounted, self._cache, self._node, numbers, mask=mask)
 
     def _root(self, fqrn: str) -> NestedCatalog:

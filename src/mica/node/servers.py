@@ -69,7 +69,7 @@ def session_of(settings: NodeSettings, fuse_fd: int, *, resend: bool = False) ->
         ready()
         with contextlib.suppress(Stopped):
             serve_session(
-                os.dup(fuse_fd), settings.cache, settings.directory.service, len(settings.locations),
+                os.dup(fuse_fd), settings.cache, settings.directory, len(settings.locations),
                 shows_all=settings.method is Method.ORDINARY, resend=resend,
             )  # fmt: skip
 
