@@ -23,26 +23,33 @@ FQRN = "node.example.org"
 
 
 @dataclass(frozen=True)
-class Published:
-    """An image of our own in a repository that is served. `descriptor` is the thin image's document."""
+class Publication:
+    """An image of our own in a repository. `descriptor` is the document of its thin image, `thin` where that is."""
 
     state: Path
-    storage: Path
-    server: WebServer
+    www: Path
+    thin: str
     descriptor: dict[str, Any]
-
-    @property
-    def url(self) -> str:
-        return f"{self.server.url}/{FQRN}"
 
     @property
     def key(self) -> Path:
         return self.state / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
 
 
-@contextlib.contextmanager
-def published(work: Path, *layers: Mapping[str, bytes | str]) -> Iterator[Published]:
-    """Layers of files, bottom first, converted and served."""
+@dataclass(frozen=True)
+class Published:
+    """A publication that is served."""
+
+    publication: Publication
+    server: WebServer
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.url}/{FQRN}"
+
+
+def publish(work: Path, *layers: Mapping[str, bytes | str]) -> Publication:
+    """Layers of files, bottom first, converted."""
     state, storage = work / "state", work / "www" / FQRN
     layout = write_layout(work / "image", make_sample([make_tar(files) for files in layers]))
     for command in (
@@ -54,8 +61,13 @@ def published(work: Path, *layers: Mapping[str, bytes | str]) -> Iterator[Publis
     shown = mica(state, "inspect", f"oci:{work / 'thin'}:1", "--json")
     layer_documents = [{"digest": layer["digest"], "url": layer["url"]} for layer in json.loads(shown.stdout)["layers"]]
     descriptor = {"version": "1.0", "origin": "test/image:1", "layers": layer_documents}
-    with serving(work / "www") as server:
-        yield Published(state, storage, server, descriptor)
+    return Publication(state, work / "www", f"oci:{work / 'thin'}:1", descriptor)
+
+
+@contextlib.contextmanager
+def served(publication: Publication) -> Iterator[Published]:
+    with serving(publication.www) as server:
+        yield Published(publication, server)
 
 
 class RunningNode:
@@ -69,7 +81,7 @@ class RunningNode:
         self._config = work / "node.toml"
         self._config.write_text(
             f"[node]\ncache = '{self.cache}'\ndeadline_s = {deadline_s}\nmethod = '{method}'\n"
-            f"[repositories.'{FQRN}']\nurls = ['{image.url}']\nkeys = ['{image.key}']\n"
+            f"[repositories.'{FQRN}']\nurls = ['{image.url}']\nkeys = ['{image.publication.key}']\n"
         )
         self._process: subprocess.Popen[str] | None = None
 
@@ -129,7 +141,7 @@ class RunningNode:
         for name in ("upper", "work", "merged"):
             (base / name).mkdir(parents=True)
         with open_node(self.directory / "service.sock") as node:
-            stack = LayerStack.from_json(node.ask("layers", descriptor=self._image.descriptor))
+            stack = LayerStack.from_json(node.ask("layers", descriptor=self._image.publication.descriptor))
             scratch = (base / "upper", base / "work") if writable else (None, None)
             options = OverlayOptions(stack.data, has_stubs=stack.has_stubs)
             plan = plan_overlay(stack.lower, *scratch, base / "merged", options)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.cli import mica
-from tests.support.nodes import Published, RunningNode, published, running_node
+from tests.support.nodes import Published, RunningNode, running_node
 from tests.support.tools import need_fuse
 from tests.support.webserver import Answer
 
@@ -27,10 +27,15 @@ FILES |= {f"cold/{number}": b"cold %d\n" % number * 50 for number in range(COLD)
 LARGE = random.Random(7).randbytes(3 << 20)
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Iterator[Published]:
+@pytest.fixture(scope="module")
+def publication(tmp_path_factory: pytest.TempPathFactory) -> Publication:
     need_fuse()
-    with published(tmp_path, FILES, {"large": LARGE, "link": "hot/1"}) as image:
+    return publish(tmp_path_factory.mktemp("publication"), FILES, {"large": LARGE, "link": "hot/1"})
+
+
+@pytest.fixture
+def image(publication: Publication) -> Iterator[Published]:
+    with served(publication) as image:
         yield image
 
 
@@ -152,6 +157,7 @@ def test_a_damaged_object_fails_alone(image: Published, tmp_path: Path) -> None:
         (merged / "cold/7").read_bytes()
         (path,) = set(image.server.requests) - requested
         assert any(str(found).endswith(path) for found in paths)
+    (tmp_path / "other").mkdir()
     with running_node(tmp_path / "other", image) as node, node.union() as merged:
         image.server.answers[path] = Answer(body=b"nonsense")
         with pytest.raises(OSError, match="Input/output error"):
@@ -175,20 +181,20 @@ def test_a_second_node_in_one_directory_is_refused(image: Published, tmp_path: P
 
 def test_what_a_node_is_not_configured_for_it_refuses(image: Published, tmp_path: Path) -> None:
     with running_node(tmp_path, image) as node, open_node(node.directory / "service.sock") as connection:
-        layer = {**image.descriptor["layers"][0], "url": "cvmfs://other.example.org/.layers/x"}
+        layer = {**image.publication.descriptor["layers"][0], "url": "cvmfs://other.example.org/.layers/x"}
         with pytest.raises(UserError, match=r"not configured for repository other\.example\.org"):
-            connection.ask("layers", descriptor={**image.descriptor, "layers": [layer]})
+            connection.ask("layers", descriptor={**image.publication.descriptor, "layers": [layer]})
         for descriptor in (None, [], {"version": "9"}, {"version": "1.0", "layers": []}):
             with pytest.raises(UserError, match="The descriptor"):
                 connection.ask("layers", descriptor=descriptor)
         with pytest.raises(UserError, match="no operation 'nonsense'"):
             connection.ask("nonsense")
-        assert connection.ask("layers", descriptor=image.descriptor)["lower"]
+        assert connection.ask("layers", descriptor=image.publication.descriptor)["lower"]
 
 
 def test_mica_run_uses_the_node(image: Published, tmp_path: Path) -> None:
     with running_node(tmp_path, image) as node:
-        done = mica(tmp_path / "runner", "run", "--node", node.directory, f"oci:{tmp_path / 'thin'}:1", "/nothing")
+        done = mica(tmp_path / "runner", "run", "--node", node.directory, image.publication.thin, "/nothing")
         assert done.code == 127, done.stderr
         assert "cache" not in os.listdir(tmp_path / "runner")
         with open_node(node.directory / "service.sock") as connection:

@@ -24,7 +24,7 @@ import re
 import stat
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -38,6 +38,7 @@ from mica.mount import fuse_abi
 from mica.mount.fuse_abi import ATTR_OUT, ENTRY_OUT, Buffer, Opcode, Statfs
 from mica.mount.fuse_dispatch import PENDING, Handler, Pending, Request
 from mica.mount.tree import ROOT_INODE, Attributes
+from mica.node.counts import SharedCounts
 from mica.node.messages import ANY_REPOSITORY, Kind, Question, Result
 from mica.repo.localname import LocalName
 
@@ -84,7 +85,9 @@ class ObjectFileSystem:
 
     complete: Callable[[int, Buffer | OSError], None]
 
-    def __init__(self, cache: Cache, repositories: int, supplier: Supplier, *, shows_all: bool = False) -> None:
+    def __init__(
+        self, cache: Cache, repositories: int, supplier: Supplier, counts: SharedCounts, *, shows_all: bool = False
+    ) -> None:
         self._cache = cache
         self._repositories = repositories
         self._supplier = supplier
@@ -96,7 +99,7 @@ class ObjectFileSystem:
         self._numbers = itertools.count(1)
         self._parts: OrderedDict[LocalName, PartFile] = OrderedDict()
         self._handed_over: deque[tuple[float, str]] = deque()
-        self.counts = Counter[str]()
+        self._counts = counts
 
     @property
     def handlers(self) -> Mapping[int, Handler]:
@@ -138,7 +141,7 @@ class ObjectFileSystem:
     def _ask(self, kind: Kind, request: Request, held: _Held, offset: int = 0, size: int = 0) -> Pending:
         question = Question(kind, request.unique, held.repository, held.name, offset, size)
         self._waiting[request.unique] = question
-        self.counts["asked"] += 1
+        self._counts.add(questions=1)
         self._supplier.ask(question)
         return PENDING
 
@@ -160,7 +163,7 @@ class ObjectFileSystem:
     def _lookup(self, request: Request) -> Buffer | Pending:
         name = fuse_abi.parse_name(request.body)
         node = request.nodeid
-        self.counts["lookups"] += 1
+        self._counts.add(lookups=1)
         if node == ROOT_INODE:
             return self._top(name)
         if not node & _DIRECTORY_BIT:
@@ -228,7 +231,7 @@ class ObjectFileSystem:
     def _read(self, request: Request) -> Buffer | Pending:
         read = fuse_abi.parse_read_in(request.body)
         held = self._held(request.nodeid)
-        self.counts["reads"] += 1
+        self._counts.add(reads=1)
         if held.name.in_chunks:
             part = self._part(held.name)
             if part.missing(read.offset, read.size):

@@ -1,7 +1,7 @@
 """The operations of a node for those who mount: the layers of an image, mounted and held.
 
     {"op": "layers", "descriptor": {…}}    {"lower": […], "data": […]}: layers top first, and the data-only ones
-    {"op": "status"}                       {"pid": …, "method": …, "repositories": […], "traffic": {…}}
+    {"op": "status"}                       {"pid": …, "method": …, "session": {…}, "repositories": […]}
 
 Any thread.
 """
@@ -9,7 +9,6 @@ Any thread.
 import contextlib
 import json
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ from typing import Any
 from mica.errors import UserError
 from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
+from mica.flight import Flight
+from mica.node.counts import read_counts
 from mica.node.directory import NodeDirectory
 from mica.node.images import LayerImages, MountedImages
 from mica.node.service import Operation
@@ -42,7 +43,7 @@ class Preparation:
         self._method = method
         self._images = LayerImages(cache)
         self._mounted = MountedImages(node.layers, by_loop=method is Method.LOOP)
-        self._lock = threading.Lock()
+        self._flight: Flight[NestedCatalog] = Flight()
         self._roots: dict[str, tuple[float, NestedCatalog]] = {}
 
     @property
@@ -79,13 +80,14 @@ class Preparation:
         return plan_stack(mounted, self._cache, self._node, numbers, mask=mask)
 
     def _root(self, fqrn: str) -> NestedCatalog:
-        with self._lock:
-            checked_at, root = self._roots.get(fqrn, (0.0, None))
+        return self._flight.do(fqrn, lambda: self._checked_root(fqrn))
+
+    def _checked_root(self, fqrn: str) -> NestedCatalog:
+        checked_at, root = self._roots.get(fqrn, (0.0, None))
         if root is None or time.monotonic() - checked_at > _REVISION_S:
             manifest = self._clients[fqrn].update().manifest
             root = NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size)
-            with self._lock:
-                self._roots[fqrn] = (time.monotonic(), root)
+            self._roots[fqrn] = (time.monotonic(), root)
         return root
 
     def _status(self, _request: Mapping[str, Any], _held: contextlib.ExitStack) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Preparation:
             "pid": os.getpid(),
             "method": self._method.value,
             "cache": str(self._cache.root),
+            "session": read_counts(self._node.counts)._asdict(),
             "repositories": [
                 {"fqrn": fqrn, "traffic": client.counter.read()._asdict()} for fqrn, client in self._clients.items()
             ],

@@ -32,6 +32,7 @@ from mica.mount.fuse_session import FuseSession, mount_fuse
 from mica.mount.imagemount import mount_image
 from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
 from mica.mount.serverprocess import run_in_child
+from mica.node.counts import SharedCounts
 from mica.node.directory import NodeDirectory
 from mica.node.images import format_mask
 from mica.node.messages import Question, Result
@@ -195,7 +196,8 @@ def _test_union(base: Path, work: Path, good: LocalName, *, shows_all: bool) -> 
 @contextlib.contextmanager
 def _serving(cache: Cache, node: NodeDirectory, good: LocalName, *, shows_all: bool) -> Iterator[None]:
     supplier = _Supplier(cache, good)
-    filesystem = supplier.filesystem = ObjectFileSystem(cache, 1, supplier, shows_all=shows_all)
+    counts = SharedCounts(node.counts)
+    filesystem = supplier.filesystem = ObjectFileSystem(cache, 1, supplier, counts, shows_all=shows_all)
     fd = mount_fuse(node.objects, name="mica#selftest")
     session = FuseSession(fd, filesystem, more_flags=fuse_abi.FUSE_NO_OPEN_SUPPORT)
     device = linux.mounted_device(node.objects)

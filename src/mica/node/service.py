@@ -60,6 +60,8 @@ class Supply:
 
     def _supply(self, client: RepositoryClient, question: Question) -> int:
         name = question.name
+        if question.kind is not Kind.RANGE:
+            client.counter.add(files_opened=1)
         if not name.in_chunks:
             os.close(client.open_object(ObjectName(name.digest, Suffix.FILE, name.compression, name.size)))
             return 0

@@ -18,6 +18,7 @@ from mica.fetch.cache import Cache
 from mica.logs import logger
 from mica.mount import fuse_abi
 from mica.mount.fuse_session import FuseSession
+from mica.node.counts import SharedCounts
 from mica.node.directory import NodeDirectory
 from mica.node.messages import MESSAGE_BYTES, Question, format_question, parse_result
 from mica.node.objectfs import ObjectFileSystem, prime
@@ -71,8 +72,8 @@ def serve_session(
 ) -> None:
     """Serve an open /dev/fuse until the file system is unmounted. With `resend` a predecessor served it before."""
     line = ServiceLine(node.service)
-    with Cache(cache) as store:
-        filesystem = ObjectFileSystem(store, repositories, line, shows_all=shows_all)
+    with Cache(cache) as store, SharedCounts(node.counts) as counts:
+        filesystem = ObjectFileSystem(store, repositories, line, counts, shows_all=shows_all)
         session = FuseSession(fuse_fd, filesystem, more_flags=fuse_abi.FUSE_NO_OPEN_SUPPORT)
         filesystem.complete = session.complete
         threading.Thread(target=line.serve, args=(filesystem,), name="service-line", daemon=True).start()
