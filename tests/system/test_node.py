@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.cli import mica
-from tests.support.nodes import Published, RunningNode, running_node
+from tests.support.nodes import Publication, Published, RunningNode, publish, running_node, served
 from tests.support.tools import need_fuse
 from tests.support.webserver import Answer
 
