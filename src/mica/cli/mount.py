@@ -40,6 +40,10 @@ def mount(
     config: ConfigOption = None,
     stats: StatsOption = None,
     follow: Annotated[bool, typer.Option(help="Show new revisions when they are published.")] = True,
+    passthrough: Annotated[
+        bool,
+        typer.Option(help="Have the kernel read large cached files itself, where it can (Linux 6.9); see mica status."),
+    ] = True,
     foreground: Annotated[
         bool, typer.Option("--foreground", "-f", help="Serve in this process until stopped.")
     ] = False,
@@ -67,7 +71,9 @@ def mount(
             stack.callback(write_statistics, client, stats)
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, stop)
-            session = stack.enter_context(mounted(client, directory, follow=follow, variables=os.environ))
+            session = stack.enter_context(
+                mounted(client, directory, follow=follow, variables=os.environ, passthrough=passthrough)
+            )
             if ready_fd >= 0:
                 _leave_caller(ready_fd, state / "log" / f"mount-{fqrn}.log")
             wait_for_end(session, lambda: None)

@@ -57,6 +57,11 @@ class ObjectName(NamedTuple):
         return self.limit if self.size is None else self.size
 
 
+def catalog_object(reference: NestedCatalog) -> ObjectName:
+    """The object that a catalog is. A size of 0 stands for one that is not known, as in old catalogs."""
+    return ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, reference.size or None, _CATALOG_LIMIT)
+
+
 class RepositoryClient:
     def __init__(
         self,
@@ -110,9 +115,7 @@ class RepositoryClient:
             if catalog is not None:
                 self._catalogs.move_to_end(reference.digest)
                 return catalog
-        size = reference.size or None
-        fd = self.open_object(ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, size, _CATALOG_LIMIT))
-        os.close(fd)
+        os.close(self.open_object(catalog_object(reference)))
         shown = reference.path.decode("utf-8", "surrogateescape") or "/"
         path = Path(self._cache.path(reference.digest, Compression.ZLIB)).absolute()
         catalog = Catalog.open(path, f"{reference.digest} of {shown!r}")

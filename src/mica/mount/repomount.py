@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mica.errors import MicaError
-from mica.fetch.client import RepositoryClient
-from mica.files import mapped_os_errors, replace_file
+from mica.fetch.client import RepositoryClient, catalog_object
+from mica.files import mapped_os_errors, owned_fd, replace_file
 from mica.logs import logger
 from mica.mount.fuse_session import FuseSession, open_session
+from mica.mount.passthrough import BackingFiles
 from mica.mount.repotree import RepositoryTree
 from mica.mount.tree import ROOT_INODE
 from mica.mount.treefs import TreeFileSystem
@@ -32,17 +33,26 @@ _RETRY_S = 180.0
 
 @contextlib.contextmanager
 def mounted(
-    client: RepositoryClient, target: Path, *, follow: bool, variables: Mapping[str, str]
+    client: RepositoryClient, target: Path, *, follow: bool, variables: Mapping[str, str], passthrough: bool = False
 ) -> Iterator[FuseSession]:
-    """Mount the newest verified revision on a directory for the block; with `follow` newer ones replace it."""
+    """Mount the newest verified revision on a directory for the block; with `follow` newer ones replace it.
+
+    With `passthrough` the kernel reads large cached files itself where it can, and the mount counts as a stacked file
+    system: one overlayfs fits on top of it, and nothing on top of that (docs/adr/0005-passthrough.md).
+    """
     manifest = client.update().manifest
     tree = RepositoryTree(client, _root_of(manifest), variables=variables)
     tree.attributes(ROOT_INODE)
-    filesystem = TreeFileSystem(tree, entry_timeout_s=_KERNEL_CACHE_S, attr_timeout_s=_KERNEL_CACHE_S)
+    backing = BackingFiles() if passthrough else None
+    filesystem = TreeFileSystem(tree, entry_timeout_s=_KERNEL_CACHE_S, attr_timeout_s=_KERNEL_CACHE_S, backing=backing)
+    name = f"{FILESYSTEM_NAME}#{client.fqrn}"
     with contextlib.ExitStack() as stack:
         stack.callback(filesystem.close)
         with mapped_os_errors(f"mount {client.fqrn} on {target}"):
-            session = stack.enter_context(open_session(target, filesystem, name=f"{FILESYSTEM_NAME}#{client.fqrn}"))
+            session = stack.enter_context(open_session(target, filesystem, name=name, backing=backing))
+        if backing is not None:
+            with owned_fd(client.open_object(catalog_object(_root_of(manifest)))) as descriptor:
+                backing.check(descriptor)
         if follow:
             stack.enter_context(_following(client, tree, filesystem, session, manifest))
         yield session

@@ -13,6 +13,7 @@ from mica.mount import fuse_abi
 from mica.mount.fuse_abi import ATTR_OUT, DIRENTPLUS, ENTRY_OUT, Buffer, Dirent, Entry, Opcode, OpenOut, Statfs
 from mica.mount.fuse_dispatch import Handler, Request
 from mica.mount.handles import Listings, OpenFiles
+from mica.mount.passthrough import BackingFiles
 from mica.mount.tree import Attributes, Tree
 
 # What is in no table is answered ENOSYS, and the kernel does what is right by itself and asks no more: OPENDIR and
@@ -24,6 +25,7 @@ _WRITING: Final = (
 )  # fmt: skip
 # The content of an inode never changes, and nothing is to be flushed: close(2) costs no round trip.
 _OPEN_FLAGS = fuse_abi.FOPEN_KEEP_CACHE | fuse_abi.FOPEN_NOFLUSH
+_PASSTHROUGH_FLAGS = fuse_abi.FOPEN_PASSTHROUGH | fuse_abi.FOPEN_NOFLUSH
 _STATFS_BLOCK_BYTES = 4096
 
 
@@ -37,6 +39,7 @@ class TreeFileSystem:
         entry_timeout_s: float,
         attr_timeout_s: float,
         negative_timeout_s: float = 0.0,
+        backing: BackingFiles | None = None,
     ) -> None:
         self._tree = tree
         entry, attr = fuse_abi.validity(entry_timeout_s), fuse_abi.validity(attr_timeout_s)
@@ -44,7 +47,7 @@ class TreeFileSystem:
         self._entry_valid = (entry.seconds, attr.seconds, entry.nanoseconds, attr.nanoseconds)
         negative = fuse_abi.validity(negative_timeout_s)
         self._absent = fuse_abi.format_entry_out(Entry(None, negative, negative)) if any(negative) else None
-        self._files = OpenFiles(tree)
+        self._files = OpenFiles(tree, backing)
         self._listings = Listings(tree)
 
     @property
@@ -106,7 +109,9 @@ class TreeFileSystem:
         flags = fuse_abi.parse_open_flags(request.body)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             return _refuse_write(request)
-        return fuse_abi.format_open_out(OpenOut(self._files.open(request.nodeid), _OPEN_FLAGS))
+        number, backing_id = self._files.open(request.nodeid)
+        open_flags = _PASSTHROUGH_FLAGS if backing_id else _OPEN_FLAGS
+        return fuse_abi.format_open_out(OpenOut(number, open_flags, backing_id))
 
     def _read(self, request: Request) -> Buffer:
         read = fuse_abi.parse_read_in(request.body)
