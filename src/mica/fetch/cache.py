@@ -43,6 +43,14 @@ class Cache:
         text = digest.text
         return f"{self._text}/{text[:2]}/{text[2:]}{'.raw' if compression is Compression.NONE else ''}"
 
+    def has(self, digest: Digest, compression: Compression, size: int | None) -> bool:
+        """Whether `open` would find the content; changes nothing."""
+        try:
+            found = os.stat(self.path(digest, compression)).st_size
+        except FileNotFoundError:
+            return False
+        return size is None or found == size
+
     def open(self, digest: Digest, compression: Compression, size: int | None) -> int | None:
         """A descriptor of the content, or None if it is not here. A file of another size, as a crash of the machine may
         leave it, is removed."""

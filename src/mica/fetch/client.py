@@ -22,7 +22,7 @@ from mica.digest import Digest, Suffix, new_hasher
 from mica.errors import IntegrityError, MicaError, TemporaryError
 from mica.fetch.cache import Cache
 from mica.fetch.counters import TrafficCounter
-from mica.fetch.download import Fetcher
+from mica.fetch.download import Connection, Fetcher
 from mica.files import replace_file
 from mica.flight import Flight
 from mica.repo.catalog import Catalog, NestedCatalog
@@ -62,6 +62,13 @@ def catalog_object(reference: NestedCatalog) -> ObjectName:
     return ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, reference.size or None, _CATALOG_LIMIT)
 
 
+def open_cached_catalog(cache: Cache, reference: NestedCatalog) -> Catalog:
+    """A catalog that is in the cache. Raises IntegrityError if it is none."""
+    shown = reference.path.decode("utf-8", "surrogateescape") or "/"
+    path = Path(cache.path(reference.digest, Compression.ZLIB)).absolute()
+    return Catalog.open(path, f"{reference.digest} of {shown!r}")
+
+
 class RepositoryClient:
     def __init__(
         self,
@@ -88,6 +95,14 @@ class RepositoryClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def connection(self) -> Connection:
+        return self._fetcher.connection
+
+    @property
+    def cache_root(self) -> Path:
+        return self._cache.root
 
     def close(self) -> None:
         with self._lock:
@@ -116,9 +131,7 @@ class RepositoryClient:
                 self._catalogs.move_to_end(reference.digest)
                 return catalog
         os.close(self.open_object(catalog_object(reference)))
-        shown = reference.path.decode("utf-8", "surrogateescape") or "/"
-        path = Path(self._cache.path(reference.digest, Compression.ZLIB)).absolute()
-        catalog = Catalog.open(path, f"{reference.digest} of {shown!r}")
+        catalog = open_cached_catalog(self._cache, reference)
         with self._lock:
             known = self._catalogs.setdefault(reference.digest, catalog)
             if known is catalog and len(self._catalogs) > _OPEN_CATALOGS:
@@ -154,6 +167,13 @@ class RepositoryClient:
         fd = self._cache.open(name.digest, name.compression, name.size)
         # Somebody else downloaded it, for a row that gives another size: then this row is the one that lies.
         return self._download(name) if fd is None else fd
+
+    def open_local(self, name: ObjectName) -> int | None:
+        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
+        return self._cache.open(name.digest, name.compression, name.size)
+
+    def is_local(self, name: ObjectName) -> bool:
+        return self._cache.has(name.digest, name.compression, name.size)
 
     def _download(self, name: ObjectName) -> int:
         def consume(stream: Readable) -> int:

@@ -22,6 +22,7 @@ from mica import linux
 from mica.mount import fuse_abi
 from mica.mount.fuse_abi import InitOut
 from mica.mount.fuse_dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
+from mica.mount.mountinfo import FUSE_TYPE
 from mica.mount.passthrough import BackingFiles
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def open_session(
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
-        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
+        linux.mount(name, target, FUSE_TYPE, flags=flags, data=data)
     except BaseException:
         os.close(fd)
         raise

@@ -27,6 +27,7 @@ to read it the first time hardly dearer (docs/adr/0005-passthrough.md has the fi
 Ioctl = Callable[[int, bytearray], int]
 """ioctl(2) on the session's device; raises OSError."""
 
+NOT_WANTED: Final = "it was not asked for"
 NOT_CONNECTED: Final = "the kernel has not been asked yet"
 NOT_OFFERED: Final = "this kernel has no FUSE passthrough, which came with Linux 6.9"
 _FOR_GOOD: Final = {
