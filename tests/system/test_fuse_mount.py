@@ -21,6 +21,7 @@ from typing import Self
 
 import pytest
 from tests.support.memorytree import MemoryTree, Node, Spec, directory, symlink
+from tests.support.syscalls import open_directory
 from tests.support.tools import need, need_fuse
 from tests.support.trees import differences, make_everything, snapshot
 
@@ -175,42 +176,19 @@ def test_a_listing_gives_attributes_so_that_no_lookup_is_needed(tmp_path: Path) 
 
 def test_directory_positions_hold(tmp_path: Path) -> None:
     """telldir, seekdir, rewinddir through libc: what NFS servers and rm rely on."""
-    import ctypes
-
-    class DirEntry(ctypes.Structure):
-        _fields_ = (
-            ("ino", ctypes.c_uint64),
-            ("off", ctypes.c_int64),
-            ("reclen", ctypes.c_uint16),
-            ("type", ctypes.c_uint8),
-            ("name", ctypes.c_char * 256),
-        )
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.opendir.restype = ctypes.c_void_p
-    libc.readdir.restype = ctypes.POINTER(DirEntry)
-    libc.telldir.restype = ctypes.c_long
     names = [b".", b"..", *(b"%05d" % number for number in range(3000))]
-    with mounted(MemoryTree({b"d": directory(dict.fromkeys(names[2:], b""))}), tmp_path / "mnt"):
-        stream = ctypes.c_void_p(libc.opendir(os.fsencode(tmp_path / "mnt/d")))
-
-        def read_one() -> bytes | None:
-            entry = libc.readdir(stream)
-            return bytes(entry.contents.name) if entry else None
-
-        try:
-            for _ in range(2):  # the second time from the kernel's cache
-                places = []
-                for name in names:
-                    places.append(libc.telldir(stream))
-                    assert read_one() == name
-                assert read_one() is None
-                for index in (0, 1, 2, 1500, 2999, 23, 3001):
-                    libc.seekdir(stream, ctypes.c_long(places[index]))
-                    assert read_one() == names[index]
-                libc.rewinddir(stream)
-        finally:
-            libc.closedir(stream)
+    tree = MemoryTree({b"d": directory(dict.fromkeys(names[2:], b""))})
+    with mounted(tree, tmp_path / "mnt"), open_directory(tmp_path / "mnt/d") as stream:
+        for _ in range(2):  # the second time from the kernel's cache
+            places = []
+            for name in names:
+                places.append(stream.tell())
+                assert stream.read() == name
+            assert stream.read() is None
+            for index in (0, 1, 2, 1500, 2999, 23, 3001):
+                stream.seek(places[index])
+                assert stream.read() == names[index]
+            stream.rewind()
 
 
 @pytest.fixture
