@@ -30,6 +30,7 @@ _WANTED_FLAGS = (
     | fuse_abi.FUSE_EXPORT_SUPPORT
     | fuse_abi.FUSE_DO_READDIRPLUS
     | fuse_abi.FUSE_PARALLEL_DIROPS
+    | fuse_abi.FUSE_POSIX_ACL  # without it access lists are shown and not obeyed, in unions on top as well
     | fuse_abi.FUSE_ABORT_ERROR
     | fuse_abi.FUSE_MAX_PAGES
     | fuse_abi.FUSE_CACHE_SYMLINKS
