@@ -8,7 +8,7 @@ from mica.repo.localname import LocalName
 
 
 def make_metadata_directory(root: Path, files: Mapping[str, LocalName]) -> Path:
-    """Every file is as large as its content and has none of it (Documentation/filesystems/overlayfs.rst, "metacopy")."""
+    """Every file is as large as its content and has none of it (overlayfs.rst, "metacopy")."""
     root.mkdir(parents=True)
     for relative, name in files.items():
         path = root / relative

@@ -18,7 +18,7 @@ first. Any thread, any number of processes.
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -29,8 +29,7 @@ from mica.repo.localname import LocalName
 from mica.repo.objects import Compression
 
 _log = logger(__name__)
-_FANNED = ("objects", "handover")
-_FLAT = ("parts", "lists", "images", "unsized", "txn", "repositories")
+_DIRECTORIES = ("objects", "handover", "parts", "lists", "images", "unsized", "txn", "repositories")
 # Their names do not tell the size, or they are of use to a running node only.
 _UNPROVEN = ("handover", "parts", "lists", "images", "unsized")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -41,7 +40,8 @@ class Cache:
         self.root = root
         self._text = os.fspath(root)
         with mapped_os_errors(f"use the cache directory {self._text}"):
-            _make_directories(root)
+            for name in _DIRECTORIES:
+                (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
             recover(root, _BOOT_ID.read_text(encoding="ascii").strip())
         self.anywhere = os.open("/", os.O_PATH | os.O_CLOEXEC)
 
@@ -63,6 +63,14 @@ class Cache:
             return self.path(LocalName(digest, compression, size))
         return f"{self._text}/unsized/{digest.text}{'.raw' if compression is Compression.NONE else ''}"
 
+    def has(self, digest: Digest, compression: Compression, size: int | None) -> bool:
+        """Whether `open` would find the content; changes nothing."""
+        try:
+            found = os.stat(self.place(digest, compression, size)).st_size
+        except FileNotFoundError:
+            return False
+        return size is None or found == size
+
     def open(self, digest: Digest, compression: Compression, size: int | None) -> int | None:
         """A descriptor of the content, or None if it is not here."""
         return self.open_place(self.place(digest, compression, size), size)
@@ -79,6 +87,14 @@ class Cache:
                 os.unlink(path)
             return None
         return fd
+
+    def name_file(self, fd: int, path: str) -> None:
+        """Give an open file a name; one that is there already stays. Raises OSError."""
+
+        def link() -> None:
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=self.anywhere, follow_symlinks=True)
+
+        link_into_fan(link, path)
 
     @contextlib.contextmanager
     def adding(self, digest: Digest, compression: Compression, size: int | None) -> Iterator["NewFile"]:
@@ -112,27 +128,25 @@ class NewFile:
 
     def commit(self) -> int:
         """Give the file its name and return a descriptor that the caller owns."""
-        with mapped_os_errors(f"write to the cache {self._cache.root}"), contextlib.suppress(FileExistsError):
-            os.link(
-                f"/proc/self/fd/{self.fd}",
-                self._target,
-                src_dir_fd=self._cache.anywhere,
-                follow_symlinks=True,
-            )
+        with mapped_os_errors(f"write to the cache {self._cache.root}"):
+            self._cache.name_file(self.fd, self._target)
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         os.close(self.fd)
 
 
-def _make_directories(root: Path) -> None:
-    for name in _FLAT:
-        (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name in _FANNED:
-        # The last one tells that all are there: 512 calls less at every start.
-        if not (root / name / "ff").is_dir():
-            for number in range(256):
-                (root / name / f"{number:02x}").mkdir(parents=True, exist_ok=True, mode=0o700)
+def link_into_fan(link: Callable[[], None], target: str) -> None:
+    """Link a file to its name, in a directory that is made when it is first needed: all 256 at once would cost an empty
+    cache a tenth of a second. A name that exists stays what it is."""
+    try:
+        link()
+    except FileNotFoundError:
+        Path(target).parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link()
+    except FileExistsError:
+        pass
 
 
 def recover(root: Path, boot_id: str) -> None:

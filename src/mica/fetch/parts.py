@@ -23,7 +23,7 @@ from typing import Self
 from mica.digest import Digest, digest_of
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
-from mica.files import explained_os_error, mapped_os_errors, replace_file
+from mica.files import explained_os_error, mapped_os_errors, owned_fd, replace_file
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, parse_chunk_list
 
@@ -42,12 +42,13 @@ class PartFile:
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._path = _path(cache, name)
         with contextlib.ExitStack() as stack, mapped_os_errors(f"write to the cache {cache.root}"):
+            is_known_whole = self._link_whole()
             self.fd = _sized(self._path, name.size)
             stack.callback(os.close, self.fd)
-            map_fd = _sized(f"{self._path}.map", len(chunks))
-            stack.callback(os.close, map_fd)
-            self._map = mmap.mmap(map_fd, len(chunks))
-            os.close(map_fd)
+            with owned_fd(_sized(f"{self._path}.map", len(chunks))) as map_fd:
+                self._map = mmap.mmap(map_fd, len(chunks))
+            if is_known_whole:
+                self._map[:] = _MARK * len(chunks)
             stack.pop_all()
         self._finalize = weakref.finalize(self, _close, self.fd, self._map)
 
@@ -91,12 +92,17 @@ class PartFile:
         if self.is_whole:
             self._finish()
 
+    def _link_whole(self) -> bool:
+        """Begin with the file that is here as a whole, if there is one and nothing was begun yet."""
+        try:
+            os.link(self._cache.path(self.name), self._path)
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
+
     def _finish(self) -> None:
-        with mapped_os_errors(f"write to the cache {self._cache.root}"), contextlib.suppress(FileExistsError):
-            os.link(
-                f"/proc/self/fd/{self.fd}", self._cache.path(self.name),
-                src_dir_fd=self._cache.anywhere, follow_symlinks=True,
-            )  # fmt: skip
+        with mapped_os_errors(f"write to the cache {self._cache.root}"):
+            self._cache.name_file(self.fd, self._cache.path(self.name))
 
 
 def open_part(cache: Cache, name: LocalName) -> PartFile:

@@ -60,6 +60,8 @@ class Supply:
 
     def _supply(self, client: RepositoryClient, question: Question) -> int:
         name = question.name
+        if question.kind is not Kind.RANGE:
+            client.counter.add(files_opened=1)
         if not name.in_chunks:
             os.close(client.open_object(ObjectName(name.digest, Suffix.FILE, name.compression, name.size)))
             return 0
@@ -87,6 +89,7 @@ class Service:
     def __init__(self, supply: Supply, operations: Mapping[str, Operation]) -> None:
         self._supply = supply
         self._operations = operations
+        self._is_ending = False
 
     def serve(self, path: Path, ready: Callable[[], None]) -> Never:
         """Take connections until an exception, such as that of a signal's handler, ends it."""
@@ -98,6 +101,7 @@ class Service:
                     connection, _ = server.accept()
                     threading.Thread(target=self._talk, args=(connection, pool), name="talk", daemon=True).start()
         finally:
+            self._is_ending = True
             # Downloads under way may take until their servers' time-out: nobody waits for them any more.
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -115,6 +119,9 @@ class Service:
 
     def _answer(self, question: Question, connection: socket.socket) -> None:
         result = self._supply.answer(question)
+        # What fails because we end is asked again of our successor.
+        if result.errno and self._is_ending:
+            return
         # Whoever asked may be gone; its successor asks again.
         with contextlib.suppress(OSError):
             connection.send(format_result(result))

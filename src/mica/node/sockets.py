@@ -17,8 +17,9 @@ _BACKLOG = 64
 
 
 @contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A socket that takes connections at this path, which a predecessor may have left. Its file goes with the block."""
+def listening(path: Path, *, is_kept: bool = False) -> Iterator[socket.socket]:
+    """A socket that takes connections at this path, which a predecessor may have left. Its file goes with the block,
+    unless it is kept for another process that got the socket."""
     with _short_path(path) as short, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         path.unlink(missing_ok=True)
         before = os.umask(0o177)
@@ -32,7 +33,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
             yield server
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == inode:
+                if not is_kept and path.stat().st_ino == inode:
                     path.unlink()
 
 

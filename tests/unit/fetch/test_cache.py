@@ -61,6 +61,17 @@ def test_content_of_unknown_size_has_a_place_of_its_own(cache: Cache) -> None:
     cache.close()
 
 
+def test_what_is_here_is_told_without_opening_it(cache: Cache) -> None:
+    assert not cache.has(DIGEST, ZLIB, 7)
+    add(cache, b"content")
+    assert cache.has(DIGEST, ZLIB, 7)
+    assert not cache.has(DIGEST, ZLIB, None)
+    assert not cache.has(DIGEST, NONE, 7)
+    assert not cache.has(DIGEST, ZLIB, 8)
+    assert get(cache, 7) == b"content"
+    cache.close()
+
+
 def test_a_committed_descriptor_reads_from_the_beginning(cache: Cache) -> None:
     with cache.adding(DIGEST, ZLIB, 7) as new:
         new.write(b"con")
@@ -154,7 +165,7 @@ def test_a_new_life_of_the_machine_drops_what_may_have_lost_its_tail(cache: Cach
     add(cache, b"whole")
     add(cache, b"cut sho", Digest(bytes(20), Algorithm.SHA1), size=9)
     add(cache, b"who knows", size=None)
-    (cache.root / "objects/00/.stray").touch()
+    (cache.root / "objects/.stray").touch()
     (cache.root / "parts/some").touch()
     recover(cache.root, "another life")
     (path,) = files(cache)

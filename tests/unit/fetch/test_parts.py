@@ -102,6 +102,16 @@ def test_a_list_that_does_not_fit_its_name_is_refused(cache: Cache) -> None:
         open_part(cache, lying)
 
 
+def test_a_file_that_is_here_as_a_whole_is_not_begun_again(cache: Cache) -> None:
+    with cache.adding_place(cache.path(NAME)) as new:
+        new.write(CONTENT)
+        os.close(new.commit())
+    with PartFile(cache, NAME, CHUNKS) as part:
+        assert part.is_whole
+        assert os.pread(part.fd, 3, 4) == b"abb"
+        assert part.inode == os.stat(cache.path(NAME)).st_ino
+
+
 def test_names_of_whole_files_are_cleared_and_of_no_others(cache: Cache) -> None:
     whole = [Chunk(0, 4, digest_of(b"full", Algorithm.SHA1))]
     with PartFile(cache, NAME, CHUNKS) as part, PartFile(cache, chunked_name(whole, Compression.NONE), whole) as other:
