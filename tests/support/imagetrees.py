@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.trees import ACL, CAPABILITY
+from tests.support.trees import CAPABILITY, format_acl
 
 from mica.digest import Algorithm, digest_of
 from mica.metaimage.inode import Inode
@@ -21,6 +21,7 @@ Entries = list[tuple[bytes, Inode]]
 REGULAR, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
 SECOND = 1_000_000_000
 TEBIBYTE = 1 << 40
+ACL = format_acl(0o644, 1000, may=6)
 
 
 def content(seed: object, size: int, *, algorithm: Algorithm = Algorithm.SHA1, raw: bool = False) -> LocalName:
