@@ -7,13 +7,12 @@ its own, for it may take seconds: a stat(2) for each file of each of those catal
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mica.digest import Digest
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
 from mica.fetch.client import catalog_object, open_cached_catalog
+from mica.fetch.parts import local_part_bytes
 from mica.repo.catalog import Catalog, NestedCatalog, Row
 from mica.repo.entry import Flag
-from mica.repo.objects import Compression
 
 
 class LocalShare(NamedTuple):
@@ -74,25 +73,22 @@ class _Meter:
             entry = row.entry
             if not entry.is_regular or entry.flags & Flag.EXTERNAL:
                 continue
-            pieces = self._pieces(catalog, row)
-            local = [size for digest, compression, size in pieces if self._cache.has(digest, compression, size)]
+            local_bytes = self._local_bytes(catalog, row)
             self.files += 1
-            self.local_files += len(local) == len(pieces)
+            self.local_files += local_bytes == entry.size
             self.size_bytes += entry.size
-            self.local_bytes += sum(local)
+            self.local_bytes += local_bytes or 0
             self._progress(entry.size)
 
-    @staticmethod
-    def _pieces(catalog: Catalog, row: Row) -> list[tuple[Digest, Compression, int]]:
-        """What a file consists of in the cache."""
+    def _local_bytes(self, catalog: Catalog, row: Row) -> int | None:
+        """None if nothing of it is here, which for an empty file is another thing than all of it."""
         entry = row.entry
         try:
-            compression = entry.compression
+            if entry.digest is None:
+                return local_part_bytes(self._cache, catalog.chunks(row), entry.compression)
+            return entry.size if self._cache.has(entry.digest, entry.compression, entry.size) else None
         except ValueError as error:
-            raise IntegrityError(f"Catalog {catalog.name} uses an unknown compression.") from error
-        if entry.digest is not None:
-            return [(entry.digest, compression, entry.size)]
-        return [(chunk.digest, compression, chunk.size) for chunk in catalog.chunks(row)]
+            raise IntegrityError(f"Catalog {catalog.name} has an impossible entry: {error}.") from error
 
 
 def _is_cached(cache: Cache, reference: NestedCatalog) -> bool:

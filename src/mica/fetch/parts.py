@@ -25,7 +25,8 @@ from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
 from mica.files import explained_os_error, mapped_os_errors, owned_fd, replace_file
 from mica.repo.entry import Chunk
-from mica.repo.localname import LocalName, parse_chunk_list
+from mica.repo.localname import LocalName, chunked_name, parse_chunk_list
+from mica.repo.objects import Compression
 
 _MARK = b"\1"
 _BLOCK_BYTES = 1 << 20
@@ -131,6 +132,18 @@ def keep_list(cache: Cache, digest: Digest, data: bytes) -> None:
     if not path.exists():
         with mapped_os_errors(f"write to the cache {cache.root}"):
             replace_file(path, data, mode=0o600, durable=False)
+
+
+def local_part_bytes(cache: Cache, chunks: Sequence[Chunk], compression: Compression) -> int:
+    """How much of a large file is here. Changes nothing. Raises ValueError for impossible chunks."""
+    name = chunked_name(chunks, compression)
+    if os.path.exists(cache.path(name)):
+        return name.size
+    try:
+        marks = Path(f"{_path(cache, name)}.map").read_bytes()
+    except FileNotFoundError:
+        return 0
+    return sum(chunk.size for chunk, mark in zip(chunks, marks, strict=False) if mark)
 
 
 def clear_parts(cache: Cache) -> int:

@@ -178,8 +178,7 @@ class MagicAttributes:
         objects = self._tree.objects(inode)
         if not objects:
             return None
-        local = [name.size or 0 for name in objects if self._client.is_local(name)]
-        return f"{sum(local)} of {sum(name.size or 0 for name in objects)}"
+        return f"{self._client.local_bytes(objects)} of {sum(name.size or 0 for name in objects)}"
 
     def _raw_link(self, inode: int) -> bytes | None:
         is_link = stat.S_ISLNK(self._tree.attributes(inode).mode)
