@@ -1,5 +1,6 @@
 """The node of a host: containers survive whatever happens to it, and nobody is ever given wrong bytes."""
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.cli import mica
@@ -200,6 +202,30 @@ def test_mica_run_uses_the_node(image: Published, tmp_path: Path) -> None:
         with open_node(node.directory / "service.sock") as connection:
             traffic = connection.ask("status")["repositories"][0]["traffic"]
         assert traffic["requests"] > 0
+
+
+def test_status_tells_what_is_held_and_how_much_of_it_is_local(image: Published, tmp_path: Path) -> None:
+    with running_node(tmp_path, image) as node:
+
+        def told() -> dict[str, Any]:
+            done = mica(tmp_path / "none", "status", "--node", node.directory, "--json")
+            assert done.code == 0, done.stderr
+            document: dict[str, Any] = json.loads(done.stdout)
+            return document
+
+        assert told()["images"] == []
+        with node.union() as merged:
+            size = sum(len(content) for content in FILES.values()) + len(LARGE)
+            (held,) = told()["images"]
+            assert (held["origin"], held["layers"], held["files"]) == ("test/image:1", 2, HOT + COLD + 1)
+            assert (held["size_bytes"], held["local_bytes"], held["local_files"]) == (size, 0, 0)
+            read_all(merged, "hot", HOT)
+            (held,) = told()["images"]
+            assert held["local_files"] == HOT
+            assert held["local_bytes"] == size - len(LARGE) - sum(len(FILES[f"cold/{n}"]) for n in range(COLD))
+        (facts,) = told()["nodes"]
+        assert (facts["method"], facts["files_opened"]) == ("kernel", HOT)
+        assert "kernel" in mica(tmp_path / "none", "status", "--node", node.directory).stdout
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ def open_part(cache: Cache, name: LocalName) -> PartFile:
 
     Raises IntegrityError if it is not, or is not what the name says.
     """
+    return PartFile(cache, name, _read_list(cache, name))
+
+
+def _read_list(cache: Cache, name: LocalName) -> list[Chunk]:
     path = _list_path(cache, name.digest)
     try:
         with open(path, "rb") as file:
@@ -123,7 +127,7 @@ def open_part(cache: Cache, name: LocalName) -> PartFile:
     chunks = parse_chunk_list(data, name.digest.algorithm)
     if sum(chunk.size for chunk in chunks) != name.size:
         raise IntegrityError(f"The chunk list {name.digest} is of another file than one of {name.size} bytes.")
-    return PartFile(cache, name, chunks)
+    return chunks
 
 
 def keep_list(cache: Cache, digest: Digest, data: bytes) -> None:
@@ -134,11 +138,26 @@ def keep_list(cache: Cache, digest: Digest, data: bytes) -> None:
             replace_file(path, data, mode=0o600, durable=False)
 
 
-def local_part_bytes(cache: Cache, chunks: Sequence[Chunk], compression: Compression) -> int:
-    """How much of a large file is here. Changes nothing. Raises ValueError for impossible chunks."""
-    name = chunked_name(chunks, compression)
+def local_name_bytes(cache: Cache, name: LocalName) -> int:
+    """How much of some content is here. Changes nothing."""
     if os.path.exists(cache.path(name)):
         return name.size
+    if not name.in_chunks:
+        return 0
+    try:
+        chunks = _read_list(cache, name)
+    except IntegrityError:
+        return 0
+    return _marked_bytes(cache, name, chunks)
+
+
+def local_part_bytes(cache: Cache, chunks: Sequence[Chunk], compression: Compression) -> int:
+    """The same for a large file. Raises ValueError for impossible chunks."""
+    name = chunked_name(chunks, compression)
+    return name.size if os.path.exists(cache.path(name)) else _marked_bytes(cache, name, chunks)
+
+
+def _marked_bytes(cache: Cache, name: LocalName, chunks: Sequence[Chunk]) -> int:
     try:
         marks = Path(f"{_path(cache, name)}.map").read_bytes()
     except FileNotFoundError:
