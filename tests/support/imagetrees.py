@@ -21,6 +21,7 @@ Entries = list[tuple[bytes, Inode]]
 REGULAR, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
 SECOND = 1_000_000_000
 TEBIBYTE = 1 << 40
+ACL = format_acl(0o644, 1000, may=6)
 
 
 def content(seed: object, size: int, *, algorithm: Algorithm = Algorithm.SHA1, raw: bool = False) -> LocalName:
