@@ -5,13 +5,15 @@ from typing import NamedTuple
 
 
 class Traffic(NamedTuple):
-    """`transferred_bytes` are bodies of answers as received, not headers; `requests` all that were sent."""
+    """`transferred_bytes` are bodies of answers as received, not headers; `requests` all that were sent; `io_errors`
+    what a program wanted of a mount and could not be had."""
 
     requests: int = 0
     transferred_bytes: int = 0
     objects_fetched: int = 0
     cache_hits: int = 0
     files_opened: int = 0
+    io_errors: int = 0
 
 
 class TrafficCounter:

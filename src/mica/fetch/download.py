@@ -9,13 +9,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from mica.errors import IntegrityError, MicaError, NotFoundError, TemporaryError
 from mica.fetch.connections import Answer, ConnectionPool, TransferError
 from mica.fetch.counters import TrafficCounter
-from mica.fetch.routes import Route, Routes
+from mica.fetch.routes import Route, Routes, without_password
 from mica.store.base import ObjectSource, Readable
 
 Result = TypeVar("Result")
@@ -28,11 +28,24 @@ _HTTP_OK = 200
 _HTTP_NOT_FOUND = 404
 
 
+class Connection(NamedTuple):
+    """How the next object would be fetched. `host` is the URL of the repository or its directory, `proxy` None without
+    one, both without passwords; times in seconds, 0 where there is no network."""
+
+    host: str
+    proxy: str | None
+    timeout_direct_s: float = 0.0
+    timeout_proxy_s: float = 0.0
+
+
 class Fetcher(Protocol):
     @property
     def where(self) -> str:
         """Where bytes come from, for messages."""
         ...
+
+    @property
+    def connection(self) -> Connection: ...
 
     def fetch(self, path: str, consume: Consumer[Result], *, fresh: bool = False) -> Result:
         """Raises NotFoundError, IntegrityError or TemporaryError."""
@@ -48,6 +61,10 @@ class LocalFetcher:
     @property
     def where(self) -> str:
         return self._source.where
+
+    @property
+    def connection(self) -> Connection:
+        return Connection(self.where, None)
 
     def fetch(self, path: str, consume: Consumer[Result], *, fresh: bool = False) -> Result:
         with self._source.open(path, fresh=fresh) as stream:
@@ -94,6 +111,16 @@ class HttpFetcher:
     @property
     def where(self) -> str:
         return str(self._routes.current())
+
+    @property
+    def connection(self) -> Connection:
+        host, proxy = self._routes.current()
+        return Connection(
+            without_password(host),
+            None if proxy is None else without_password(proxy),
+            self._limits.timeout_direct_s,
+            self._limits.timeout_proxy_s,
+        )
 
     def close(self) -> None:
         self._pool.close()

@@ -1,0 +1,54 @@
+"""`mica status`: what of mica is running on this host. Each kind of it is a section, made by a provider."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from mica.cli.options import JsonOption, mount_path
+from mica.cli.output import print_json, print_table
+from mica.errors import UserError
+
+
+class Section(NamedTuple):
+    """One table, and the same for programs: `facts` go below `key` in the JSON, one for each row."""
+
+    key: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    facts: Sequence[dict[str, object]]
+
+
+Provider = Callable[[Path | None], Section]
+"""Given a directory, only what lies there, else everything. Downloads nothing and waits for nobody for long."""
+
+
+def providers() -> tuple[Provider, ...]:
+    """In the order in which they are shown."""
+    from mica.cli.mounts import repository_mounts
+
+    return (repository_mounts,)
+
+
+def status(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(parser=mount_path, help="A mounted repository, or a path in it; without it all of this host."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the repositories mounted here: how they do, what they fetched, how much of them is in the cache."""
+    sections = [provider(directory) for provider in providers()]
+    if directory is not None and not any(section.rows for section in sections):
+        raise UserError(f"{directory} is in no mounted repository.")
+    if as_json:
+        print_json({section.key: list(section.facts) for section in sections})
+        return
+    shown = [section for section in sections if section.rows]
+    for section in shown:
+        print_table(section.columns, section.rows, title=section.title if len(shown) > 1 else "")
+    if not shown:
+        sys.stdout.write("Nothing is mounted.\n")
