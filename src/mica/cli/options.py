@@ -41,6 +41,10 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", envvar="MICA_CONFIG", help="Configuration file; default: /etc/mica/config.toml."),
 ]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="How layers are mounted: auto, kernel, loop, ordinary, repository or external (mica doctor)."),
+]
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
 
 

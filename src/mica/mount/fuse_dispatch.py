@@ -6,6 +6,7 @@ requests, errors. What is particular is a table of handlers (`FileSystem`), for 
 Documentation/filesystems/fuse/fuse.rst and fs/fuse/dev.c.
 """
 
+import enum
 import errno
 import logging
 import os
@@ -45,6 +46,7 @@ _MAX_BACKGROUND = 64
 class Request(NamedTuple):
     """What a handler needs. `body` and `scratch` are only its own until it returns."""
 
+    unique: int
     nodeid: int
     body: memoryview
     scratch: memoryview
@@ -53,12 +55,19 @@ class Request(NamedTuple):
     gid: int
 
 
-Handler = Callable[[Request], Buffer]
+class Pending(enum.Enum):
+    """What a handler returns whose answer comes later, from another thread, through `complete`."""
+
+    PENDING = 0
+
+
+PENDING: Final = Pending.PENDING
+Handler = Callable[[Request], Buffer | Pending]
 
 
 class FileSystem(Protocol):
-    """Handlers by opcode. They return the payload of the answer (which may lie in the request's `scratch`) or raise
-    OSError with the errno to be answered; anything else they raise is a bug, logged and answered with EIO."""
+    """Handlers by opcode. They return the payload of the answer (which may lie in the request's `scratch`), PENDING, or
+    raise OSError with the errno to be answered; anything else they raise is a bug, logged and answered with EIO."""
 
     @property
     def handlers(self) -> Mapping[int, Handler]: ...
@@ -86,16 +95,15 @@ class Dispatcher:
         max_stack_depth: int = 0,
         wants_to_end: Callable[[int], bool] = wants_to_end,
         deferred: Callable[[], None] = lambda: None,
+        more_flags: int = 0,
     ) -> None:
         self._filesystem = filesystem
         self._max_stack_depth = max_stack_depth
         self._wants_to_end = wants_to_end
         self._notify_deferred = deferred
-        self._wanted_flags = (
-            _WANTED_FLAGS
-            | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
-            | (fuse_abi.FUSE_PASSTHROUGH if max_stack_depth else 0)
-        )
+        self._wanted_flags = _WANTED_FLAGS | more_flags | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
+        if max_stack_depth:
+            self._wanted_flags |= fuse_abi.FUSE_PASSTHROUGH
         self.agreed: InitOut | None = None
         """The handshake's outcome, before the kernel has it."""
         self._handlers: dict[int, Handler] = {int(opcode): call for opcode, call in filesystem.handlers.items()}
@@ -119,17 +127,28 @@ class Dispatcher:
         callers = self._callers
         callers[unique] = pid
         try:
-            payload = handler(Request(nodeid, message[IN_HEADER.size :], scratch, pid, uid, gid))
+            payload = handler(Request(unique, nodeid, message[IN_HEADER.size :], scratch, pid, uid, gid))
         except OSError as error:
-            return _failure(unique, _errno_of(error))
+            answer = _failure(unique, _errno_of(error))
         except MalformedMessageError:
-            return _failure(unique, errno.EINVAL)
+            answer = _failure(unique, errno.EINVAL)
         except Exception:
             logger.exception("FUSE request %d for inode %d failed.", opcode, nodeid)
-            return _failure(unique, errno.EIO)
-        finally:
-            callers.pop(unique, None)
-        return Answer(OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
+            answer = _failure(unique, errno.EIO)
+        else:
+            if payload is PENDING:
+                return None
+            answer = Answer(OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
+        callers.pop(unique, None)
+        return answer
+
+    def complete(self, unique: int, outcome: Buffer | OSError) -> Answer | None:
+        """The answer to a request whose handler said PENDING; None if its caller was let go meanwhile."""
+        if self._callers.pop(unique, None) is None:
+            return None
+        if isinstance(outcome, OSError):
+            return _failure(unique, _errno_of(outcome))
+        return Answer(OUT_HEADER.pack(16 + len(outcome), 0, unique), outcome)
 
     def undelivered(self, message: memoryview, answer: Answer) -> None:
         """The kernel did not want this answer any more."""
@@ -147,6 +166,7 @@ class Dispatcher:
                 self._deferred.pop(unique, None)
             elif self._wants_to_end(pid):
                 self._deferred.pop(unique, None)
+                self._callers.pop(unique, None)
                 answers.append(_failure(unique, errno.EINTR))
         return answers
 
@@ -174,6 +194,7 @@ class Dispatcher:
         pid = self._callers.get(victim)
         # Unknown: done already (the kernel ignores us), or read by another thread but not yet in the table.
         if pid is None or self._wants_to_end(pid):
+            self._callers.pop(victim, None)
             return _failure(victim, errno.EINTR)
         self._deferred[victim] = pid
         self._notify_deferred()

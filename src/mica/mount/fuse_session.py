@@ -20,7 +20,7 @@ from typing import Final
 
 from mica import linux
 from mica.mount import fuse_abi
-from mica.mount.fuse_abi import InitOut
+from mica.mount.fuse_abi import Buffer, InitOut
 from mica.mount.fuse_dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
 from mica.mount.mountinfo import FUSE_TYPE
 from mica.mount.passthrough import BackingFiles
@@ -55,13 +55,7 @@ def open_session(
     mounted.
     """
     target = Path(os.path.realpath(target))
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
-        linux.mount(name, target, FUSE_TYPE, flags=flags, data=data)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd = mount_fuse(target, name=name, flags=flags)
     session = FuseSession(
         fd,
         filesystem,
@@ -78,6 +72,18 @@ def open_session(
     finally:
         _unmount(target, device, session)
         session.stop(device)
+
+
+def mount_fuse(target: Path, *, name: str, flags: int = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID) -> int:
+    """Mount a FUSE file system on a directory and return the descriptor by which it is to be served. Raises OSError."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+        linux.mount(name, target, FUSE_TYPE, flags=flags, data=data)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _unmount(target: Path, device: tuple[int, int] | None, session: "FuseSession") -> None:
@@ -135,6 +141,7 @@ class FuseSession:
         max_idle_threads: int = 8,
         readdirplus_auto: bool = False,
         backing: BackingFiles | None = None,
+        more_flags: int = 0,
     ) -> None:
         self._fd = fd
         self._max_threads = max_threads
@@ -154,6 +161,7 @@ class FuseSession:
             readdirplus_auto=readdirplus_auto,
             max_stack_depth=0 if backing is None else backing.max_stack_depth,
             deferred=self._deferred.set,
+            more_flags=more_flags,
         )
 
     def __repr__(self) -> str:
@@ -183,6 +191,14 @@ class FuseSession:
         if not self._ended.wait(_STOP_S):
             logger.warning("FUSE session ends with %d busy threads.", self._threads - self._idle)
         self._deferred.set()
+
+    def complete(self, unique: int, outcome: Buffer | OSError) -> None:
+        """Answer a request whose handler said PENDING. Any thread."""
+        answer = self._dispatcher.complete(unique, outcome)
+        if answer is not None:
+            with self._using_fd() as usable:
+                if usable:
+                    self._write(answer)
 
     def is_connected(self) -> bool:
         """False once it is unmounted everywhere, or aborted: fuse_dev_poll() then reports an error."""
