@@ -7,7 +7,6 @@ time.
 
 import contextlib
 import datetime
-import itertools
 import json
 import os
 import threading
@@ -26,7 +25,7 @@ from mica.errors import IntegrityError, MicaError, TemporaryError
 from mica.fetch.cache import Cache, NewFile
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.download import Connection, Fetcher
-from mica.fetch.parts import PartFile, keep_list, local_part_bytes
+from mica.fetch.parts import PartFile, keep_list
 from mica.files import replace_file, write_all
 from mica.flight import Flight
 from mica.repo.catalog import Catalog, NestedCatalog
@@ -109,8 +108,8 @@ class RepositoryClient:
         return self._fetcher.connection
 
     @property
-    def cache_root(self) -> Path:
-        return self._cache.root
+    def cache(self) -> Cache:
+        return self._cache
 
     def close(self) -> None:
         with self._lock:
@@ -176,6 +175,10 @@ class RepositoryClient:
         # Somebody else downloaded it, and already it has left the cache again.
         return self._download(name) if fd is None else fd
 
+    def open_local(self, name: ObjectName) -> int | None:
+        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
+        return self._cache.open(name.digest, name.compression, name.size)
+
     def open_part(self, chunks: Sequence[Chunk], compression: Compression) -> PartFile:
         """A large file, none of whose chunks are fetched for it. Raises ValueError for impossible chunks."""
         name = chunked_name(chunks, compression)
@@ -217,20 +220,6 @@ class RepositoryClient:
         else:
             with self._cache.adding_place("") as new:
                 yield new
-
-    def open_local(self, name: ObjectName) -> int | None:
-        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
-        return self._cache.open(name.digest, name.compression, name.size)
-
-    def local_bytes(self, objects: Sequence[ObjectName]) -> int:
-        """How much of a file that consists of these objects is in the cache."""
-        if objects and objects[0].suffix is Suffix.CHUNK:
-            offsets = itertools.accumulate((name.size or 0 for name in objects), initial=0)
-            chunks = [
-                Chunk(offset, name.size or 0, name.digest) for offset, name in zip(offsets, objects, strict=False)
-            ]
-            return local_part_bytes(self._cache, chunks, objects[0].compression)
-        return sum(name.size or 0 for name in objects if self._cache.has(name.digest, name.compression, name.size))
 
     def _download(self, name: ObjectName) -> int:
         def consume(stream: Readable) -> int:

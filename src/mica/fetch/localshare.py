@@ -10,7 +10,7 @@ from typing import NamedTuple
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
 from mica.fetch.client import catalog_object, open_cached_catalog
-from mica.fetch.parts import local_part_bytes
+from mica.fetch.parts import local_chunks
 from mica.repo.catalog import Catalog, NestedCatalog, Row
 from mica.repo.entry import Flag
 
@@ -62,6 +62,32 @@ def measure_local_share(
     )
 
 
+class LocalContent(NamedTuple):
+    """How much of one file is in the cache; of an empty file that is in it, all and 0 bytes."""
+
+    size_bytes: int
+    is_whole: bool
+
+
+def is_counted(row: Row) -> bool:
+    """Regular files count, but for those whose content is not in the repository."""
+    return row.entry.is_regular and not row.entry.flags & Flag.EXTERNAL
+
+
+def find_local(cache: Cache, catalog: Catalog, row: Row) -> LocalContent:
+    """What of a file is here. Raises IntegrityError for a row that is malformed."""
+    entry = row.entry
+    try:
+        if entry.digest is not None:
+            is_here = cache.has(entry.digest, entry.compression, entry.size)
+            return LocalContent(entry.size if is_here else 0, is_here)
+        chunks = catalog.chunks(row)
+        local = local_chunks(cache, chunks, entry.compression) if chunks else []
+    except ValueError as error:
+        raise IntegrityError(f"Catalog {catalog.name} has a malformed entry in row {row.rowid}: {error}.") from error
+    return LocalContent(sum(chunk.size for chunk in local), len(local) == len(chunks))
+
+
 class _Meter:
     def __init__(self, cache: Cache, progress: Callable[[int], None]) -> None:
         self._cache = cache
@@ -70,25 +96,13 @@ class _Meter:
 
     def look_into(self, catalog: Catalog) -> None:
         for row, _ in catalog.all_rows():
-            entry = row.entry
-            if not entry.is_regular or entry.flags & Flag.EXTERNAL:
-                continue
-            local_bytes = self._local_bytes(catalog, row)
-            self.files += 1
-            self.local_files += local_bytes == entry.size
-            self.size_bytes += entry.size
-            self.local_bytes += local_bytes or 0
-            self._progress(entry.size)
-
-    def _local_bytes(self, catalog: Catalog, row: Row) -> int | None:
-        """None if nothing of it is here, which for an empty file is another thing than all of it."""
-        entry = row.entry
-        try:
-            if entry.digest is None:
-                return local_part_bytes(self._cache, catalog.chunks(row), entry.compression)
-            return entry.size if self._cache.has(entry.digest, entry.compression, entry.size) else None
-        except ValueError as error:
-            raise IntegrityError(f"Catalog {catalog.name} has an impossible entry: {error}.") from error
+            if is_counted(row):
+                local = find_local(self._cache, catalog, row)
+                self.files += 1
+                self.local_files += local.is_whole
+                self.size_bytes += row.entry.size
+                self.local_bytes += local.size_bytes
+                self._progress(row.entry.size)
 
 
 def _is_cached(cache: Cache, reference: NestedCatalog) -> bool:

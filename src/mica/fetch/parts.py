@@ -130,6 +130,20 @@ def _read_list(cache: Cache, name: LocalName) -> list[Chunk]:
     return chunks
 
 
+def local_chunks(cache: Cache, chunks: Sequence[Chunk], compression: Compression) -> list[Chunk]:
+    """Those chunks of a large file that are here; nothing is begun for it. Raises ValueError for impossible chunks."""
+    name = chunked_name(chunks, compression)
+    return list(chunks) if os.path.exists(cache.path(name)) else _marked(cache, name, chunks)
+
+
+def _marked(cache: Cache, name: LocalName, chunks: Sequence[Chunk]) -> list[Chunk]:
+    try:
+        marks = Path(f"{_path(cache, name)}.map").read_bytes()
+    except FileNotFoundError:
+        return []
+    return [chunk for chunk, mark in zip(chunks, marks, strict=False) if mark]
+
+
 def keep_list(cache: Cache, digest: Digest, data: bytes) -> None:
     """Keep a chunk list, which the caller has verified, so that its file can be opened by name alone."""
     path = Path(_list_path(cache, digest))
@@ -148,21 +162,7 @@ def local_name_bytes(cache: Cache, name: LocalName) -> int:
         chunks = _read_list(cache, name)
     except IntegrityError:
         return 0
-    return _marked_bytes(cache, name, chunks)
-
-
-def local_part_bytes(cache: Cache, chunks: Sequence[Chunk], compression: Compression) -> int:
-    """The same for a large file. Raises ValueError for impossible chunks."""
-    name = chunked_name(chunks, compression)
-    return name.size if os.path.exists(cache.path(name)) else _marked_bytes(cache, name, chunks)
-
-
-def _marked_bytes(cache: Cache, name: LocalName, chunks: Sequence[Chunk]) -> int:
-    try:
-        marks = Path(f"{_path(cache, name)}.map").read_bytes()
-    except FileNotFoundError:
-        return 0
-    return sum(chunk.size for chunk, mark in zip(chunks, marks, strict=False) if mark)
+    return sum(chunk.size for chunk in _marked(cache, name, chunks))
 
 
 def clear_parts(cache: Cache) -> int:

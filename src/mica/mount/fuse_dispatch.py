@@ -102,12 +102,9 @@ class Dispatcher:
         self._max_stack_depth = max_stack_depth
         self._wants_to_end = wants_to_end
         self._notify_deferred = deferred
-        self._wanted_flags = (
-            _WANTED_FLAGS
-            | more_flags
-            | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
-            | (fuse_abi.FUSE_PASSTHROUGH if max_stack_depth else 0)
-        )
+        self._wanted_flags = _WANTED_FLAGS | more_flags | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
+        if max_stack_depth:
+            self._wanted_flags |= fuse_abi.FUSE_PASSTHROUGH
         self.agreed: InitOut | None = None
         """The handshake's outcome, before the kernel has it."""
         self._handlers: dict[int, Handler] = {int(opcode): call for opcode, call in filesystem.handlers.items()}

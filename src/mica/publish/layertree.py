@@ -400,7 +400,7 @@ class LayerTree:
         markers = sorted(name for name in directory.children if name.startswith(WHITEOUT_PREFIX))
         if OPAQUE_MARKER in markers:
             self._make_opaque(path, directory)
-        is_alone = OPAQUE_XATTR in directory.xattrs or directory in self._alone
+        is_alone = OPAQUE in directory.xattrs or directory in self._alone
         for marker in markers:
             assert directory._children is not None
             whiteout = directory._children.pop(marker)
