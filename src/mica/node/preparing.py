@@ -20,9 +20,11 @@ from mica.errors import UserError
 from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.flight import Flight
+from mica.node.completion import Completion
 from mica.node.counts import read_counts
 from mica.node.directory import NodeDirectory
 from mica.node.images import LayerImages, MountedImages
+from mica.node.messages import ANY_REPOSITORY
 from mica.node.service import Operation
 from mica.node.stack import LayerStack, Method, plan_stack
 from mica.repo.catalog import NestedCatalog
@@ -36,12 +38,20 @@ _REVISION_S = 60.0
 class Preparation:
     """What a service does for those who mount."""
 
-    def __init__(self, cache: Cache, clients: Sequence[RepositoryClient], node: NodeDirectory, method: Method) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        clients: Sequence[RepositoryClient],
+        node: NodeDirectory,
+        method: Method,
+        completion: Completion | None = None,
+    ) -> None:
         self._cache = cache
         self._clients = {client.fqrn: client for client in clients}
         self._numbers = {client.fqrn: number for number, client in enumerate(clients)}
         self._node = node
         self._method = method
+        self._completion = completion
         self._images = LayerImages(cache)
         self._mounted = MountedImages(node.layers, by_loop=method is Method.LOOP)
         self._flight: Flight[NestedCatalog] = Flight()
@@ -75,6 +85,9 @@ class Preparation:
         held.enter_context(self._listing(descriptor, images))
         mounted = [held.enter_context(self._mounted.holding(image)) for image in images]
         numbers = sorted(self._numbers[fqrn] for fqrn in descriptor.repositories)
+        if self._completion is not None:
+            repository = numbers[0] if len(numbers) == 1 else ANY_REPOSITORY
+            held.callback(self._completion.start(images[::-1], repository).set)
         return self._stack(mounted[::-1], numbers, held).to_json()
 
     @contextlib.contextmanager
