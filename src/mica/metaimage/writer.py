@@ -134,7 +134,9 @@ class _Tree:
         slash = path.rfind(b"/")
         if slash < 0:
             raise ValueError(f"{path!r} comes after the root")
-        parent, name = self._parent_of(path, path[:slash]), path[slash + 1 :]
+        parent, name = self._open[-1], path[slash + 1 :]
+        if parent.path != path[:slash]:
+            parent = self._parent_of(path, path[:slash])
         if not name or len(name) > NAME_MAX or len(path) > PATH_MAX or b"\0" in name or name in {b".", b".."}:
             raise _refused(path, "has a name or a path that no file can have")
         kind = inode.mode & TYPE_BITS
