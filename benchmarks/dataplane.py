@@ -16,7 +16,8 @@ from demo.ocilayout import write_image, write_layer
 
 from benchmarks import loops
 from benchmarks.harness import Pair, rows
-from benchmarks.support import FQRN, drop_caches, make_tree, merged, mica, overlaid, read_all, served, workspace
+from benchmarks.nodes import merged
+from benchmarks.support import FQRN, drop_caches, make_tree, mica, overlaid, read_all, served, workspace
 
 _NAMES = 50_000
 _SMALL_FILES = 20_000

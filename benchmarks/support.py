@@ -1,7 +1,6 @@
 """What workloads share: commands with their peak memory, repositories and mounts of their own, trees of files."""
 
 import contextlib
-import json
 import os
 import random
 import resource
@@ -13,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mica.mount.overlay import open_overlay, plan_overlay
 
@@ -101,22 +99,6 @@ def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
             yield target, server.pid
         finally:
             server.send_signal(signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def merged(work: Path, url: str) -> Iterator[Path]:
-    """The image `work/thin:bench` as a program in a container sees it, with the cache `work/cache`.
-
-    The one place that knows what the data plane is made of."""
-    facts = subprocess.run(
-        [sys.executable, "-m", "mica", "inspect", "--json", f"oci:{work}/thin:bench"], check=True, capture_output=True
-    )
-    paths = [urlsplit(layer["url"]).path.lstrip("/") for layer in json.loads(facts.stdout)["layers"]]
-    with (
-        mounted(work, url, cache="cache") as (tree, _),
-        overlaid([tree / path for path in reversed(paths)], work / "ours") as target,
-    ):
-        yield target
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def _add_xattrs(files: dict[bytes, Inode]) -> None:
         b"user": {b"user.a": b"1", b"user.empty": b"", b"user.binary": bytes(range(256))},
         b"same": {b"user.a": b"1"},
         b"capability": {b"security.capability": CAPABILITY},
-        b"acl": {b"system.posix_acl_access": ACL},
+        b"acl": {b"system.posix_acl_access": format_acl(0o644, 1000, may=6)},
         b"trusted": {b"trusted.mine": b"t", b"trusted.overlayfs": b"not its own"},
         b"many": {b"user.k%03d" % number: b"%d" % number for number in range(255)},
         b"large": {b"user.large": b"l" * 60_000},
@@ -134,7 +134,7 @@ def _add_xattrs(files: dict[bytes, Inode]) -> None:
         files[b"/xattrs/empty-" + name] = file(name, 0, xattrs=xattrs)
         files[b"/xattrs/directory-" + name] = Inode(DIRECTORY, xattrs=xattrs)
         files[b"/xattrs/directory-" + name + b"/child"] = file(name)
-    files[b"/xattrs/default"] = Inode(DIRECTORY, xattrs={b"system.posix_acl_default": ACL})
+    files[b"/xattrs/default"] = Inode(DIRECTORY, xattrs={b"system.posix_acl_default": format_acl(0o644, 1000, may=6)})
     for number in range(30):
         files[b"/xattrs/labelled-%02d" % number] = file(number, xattrs={b"security.selinux": b"system_u:object_r:x\0"})
 

@@ -61,10 +61,9 @@ def _share(status: MountStatus) -> _Share:
     try:
         with Cache(Path(status.cache)) as cache, progress(status.fqrn) as advance:
             share = measure_local_share(cache, root, progress=advance)
-    except MicaError as error:
-        return _Share(None, str(error))
-    except PermissionError:
-        return _Share(None, "the cache belongs to somebody else")
+    except (MicaError, PermissionError) as error:
+        is_refused = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+        return _Share(None, "the cache belongs to somebody else" if is_refused else str(error))
     return _Share(share, "" if share else "not even its root catalog is in the cache")
 
 

@@ -108,8 +108,8 @@ class RepositoryClient:
         return self._fetcher.connection
 
     @property
-    def cache_root(self) -> Path:
-        return self._cache.root
+    def cache(self) -> Cache:
+        return self._cache
 
     def close(self) -> None:
         with self._lock:
@@ -175,6 +175,10 @@ class RepositoryClient:
         # Somebody else downloaded it, and already it has left the cache again.
         return self._download(name) if fd is None else fd
 
+    def open_local(self, name: ObjectName) -> int | None:
+        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
+        return self._cache.open(name.digest, name.compression, name.size)
+
     def open_part(self, chunks: Sequence[Chunk], compression: Compression) -> PartFile:
         """A large file, none of whose chunks are fetched for it. Raises ValueError for impossible chunks."""
         name = chunked_name(chunks, compression)
@@ -216,12 +220,6 @@ class RepositoryClient:
         else:
             with self._cache.adding_place("") as new:
                 yield new
-    def open_local(self, name: ObjectName) -> int | None:
-        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
-        return self._cache.open(name.digest, name.compression, name.size)
-
-    def is_local(self, name: ObjectName) -> bool:
-        return self._cache.has(name.digest, name.compression, name.size)
 
     def _download(self, name: ObjectName) -> int:
         def consume(stream: Readable) -> int:

@@ -7,13 +7,12 @@ its own, for it may take seconds: a stat(2) for each file of each of those catal
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mica.digest import Digest
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
 from mica.fetch.client import catalog_object, open_cached_catalog
+from mica.fetch.parts import local_chunks
 from mica.repo.catalog import Catalog, NestedCatalog, Row
 from mica.repo.entry import Flag
-from mica.repo.objects import Compression
 
 
 class LocalShare(NamedTuple):
@@ -63,6 +62,32 @@ def measure_local_share(
     )
 
 
+class LocalContent(NamedTuple):
+    """How much of one file is in the cache; of an empty file that is in it, all and 0 bytes."""
+
+    size_bytes: int
+    is_whole: bool
+
+
+def is_counted(row: Row) -> bool:
+    """Regular files count, but for those whose content is not in the repository."""
+    return row.entry.is_regular and not row.entry.flags & Flag.EXTERNAL
+
+
+def find_local(cache: Cache, catalog: Catalog, row: Row) -> LocalContent:
+    """What of a file is here. Raises IntegrityError for a row that is malformed."""
+    entry = row.entry
+    try:
+        if entry.digest is not None:
+            is_here = cache.has(entry.digest, entry.compression, entry.size)
+            return LocalContent(entry.size if is_here else 0, is_here)
+        chunks = catalog.chunks(row)
+        local = local_chunks(cache, chunks, entry.compression) if chunks else []
+    except ValueError as error:
+        raise IntegrityError(f"Catalog {catalog.name} has a malformed entry in row {row.rowid}: {error}.") from error
+    return LocalContent(sum(chunk.size for chunk in local), len(local) == len(chunks))
+
+
 class _Meter:
     def __init__(self, cache: Cache, progress: Callable[[int], None]) -> None:
         self._cache = cache
@@ -71,28 +96,13 @@ class _Meter:
 
     def look_into(self, catalog: Catalog) -> None:
         for row, _ in catalog.all_rows():
-            entry = row.entry
-            if not entry.is_regular or entry.flags & Flag.EXTERNAL:
-                continue
-            pieces = self._pieces(catalog, row)
-            local = [size for digest, compression, size in pieces if self._cache.has(digest, compression, size)]
-            self.files += 1
-            self.local_files += len(local) == len(pieces)
-            self.size_bytes += entry.size
-            self.local_bytes += sum(local)
-            self._progress(entry.size)
-
-    @staticmethod
-    def _pieces(catalog: Catalog, row: Row) -> list[tuple[Digest, Compression, int]]:
-        """What a file consists of in the cache."""
-        entry = row.entry
-        try:
-            compression = entry.compression
-        except ValueError as error:
-            raise IntegrityError(f"Catalog {catalog.name} uses an unknown compression.") from error
-        if entry.digest is not None:
-            return [(entry.digest, compression, entry.size)]
-        return [(chunk.digest, compression, chunk.size) for chunk in catalog.chunks(row)]
+            if is_counted(row):
+                local = find_local(self._cache, catalog, row)
+                self.files += 1
+                self.local_files += local.is_whole
+                self.size_bytes += row.entry.size
+                self.local_bytes += local.size_bytes
+                self._progress(row.entry.size)
 
 
 def _is_cached(cache: Cache, reference: NestedCatalog) -> bool:

@@ -140,8 +140,8 @@ class FuseSession:
         max_threads: int = 256,
         max_idle_threads: int = 8,
         readdirplus_auto: bool = False,
-        more_flags: int = 0,
         backing: BackingFiles | None = None,
+        more_flags: int = 0,
     ) -> None:
         self._fd = fd
         self._max_threads = max_threads

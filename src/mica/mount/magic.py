@@ -18,6 +18,7 @@ from typing import Final
 from mica import __version__
 from mica.digest import Algorithm, Digest, Suffix, new_hasher
 from mica.fetch.client import ObjectName, RepositoryClient
+from mica.fetch.localshare import find_local, is_counted
 from mica.files import owned_fd
 from mica.mount import mountstatus
 from mica.mount.mountstatus import MountStatus, format_status
@@ -123,7 +124,7 @@ class MagicAttributes:
             follows=self._state.looks_again_at is not None,
             host=connection.host,
             proxy=connection.proxy or "",
-            cache=os.path.abspath(self._client.cache_root),
+            cache=os.path.abspath(self._client.cache.root),
             passthrough_refusal=NOT_WANTED if backing is None else backing.refusal,
             passthrough_from_bytes=0 if backing is None else backing.least_bytes,
             passthrough_open_files=0 if backing is None else len(backing),
@@ -175,11 +176,10 @@ class MagicAttributes:
         return objects[0].compression.config_name if objects else None
 
     def _local(self, inode: int) -> str | None:
-        objects = self._tree.objects(inode)
-        if not objects:
+        catalog, row = self._tree.row_of(inode)
+        if not is_counted(row):
             return None
-        local = [name.size or 0 for name in objects if self._client.is_local(name)]
-        return f"{sum(local)} of {sum(name.size or 0 for name in objects)}"
+        return f"{find_local(self._client.cache, catalog, row).size_bytes} of {row.entry.size}"
 
     def _raw_link(self, inode: int) -> bytes | None:
         is_link = stat.S_ISLNK(self._tree.attributes(inode).mode)

@@ -154,6 +154,11 @@ class RepositoryTree:
         chunks = self._guard(found.catalog.chunks, found.row)
         return [ObjectName(chunk.digest, Suffix.CHUNK, compression, chunk.size) for chunk in chunks]
 
+    def row_of(self, inode: int) -> tuple[Catalog, Row]:
+        """What is published of a file, and the catalog that tells it."""
+        found = self._find(inode)
+        return found.catalog, found.row
+
     @property
     def attached_catalogs(self) -> int:
         """How many catalogs were needed so far, those of former revisions included."""
@@ -323,13 +328,15 @@ class WholeFile:
 
 
 class ChunkedFile:
-    """A large file: only the chunks that are read are fetched."""
-
-    descriptor = -1
+    """A large file: only the chunks that are read are fetched, until it is whole and a plain file of the cache."""
 
     def __init__(self, tree: RepositoryTree, part: PartFile) -> None:
         self._tree = tree
         self._part = part
+
+    @property
+    def descriptor(self) -> int:
+        return self._part.fd if self._part.is_whole else -1
 
     def read(self, offset: int, size: int) -> bytes:
         missing = self._part.missing(offset, size)

@@ -62,9 +62,9 @@ class Asked:
         value = self.magic.get(self.inode(path), f"user.{name}".encode())
         return None if value is None else value.decode()
 
-    def read(self, path: str) -> None:
+    def read(self, path: str, size: int = 1 << 20) -> None:
         file = self.tree.open(self.inode(path))
-        file.read(0, 1 << 20)
+        file.read(0, size)
         file.close()
 
     @property
@@ -186,7 +186,8 @@ def test_a_file_in_chunks(asked: Asked) -> None:
     ends = [int(row[1]) + int(row[2]) for row in rows[1:]]
     assert [int(row[1]) for row in rows[1:]] == [0, *ends[:-1]]
     assert ends[-1] == len(LARGE)
-    os.close(asked.client.open_object(objects[0]))
+    assert asked("mica.local", "nested/large") == f"0 of {len(LARGE)}"
+    asked.read("nested/large", 1)
     assert asked("mica.local", "nested/large") == f"{objects[0].size} of {len(LARGE)}"
 
 
