@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mica.errors import TemporaryError, UserError
 
@@ -27,11 +28,21 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Put data under a name so that a reader sees the old content or the new one, also after a crash if durable."""
+    with replacing_file(path, mode=mode, durable=durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
+    """The same for what is written little by little, and may be read meanwhile: it gets its name when the block ends
+    without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with owned_fd(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, mode)) as fd:
+        fd = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "w+b") as file:
             os.fchmod(fd, mode)
-            write_all(fd, data)
+            yield file
+            file.flush()
             if durable:
                 os.fsync(fd)
         os.replace(temporary, path)

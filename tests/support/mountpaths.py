@@ -1,6 +1,6 @@
 """Every way in which a node can mount an image, as the suites of `tests/contracts` see it.
 
-To have a new way judged by all of them, write a class like the two below and add it to `PATHS`. The suites know of a
+To have a new way judged by all of them, write a class like those below and add it to `PATHS`. The suites know of a
 way its name, its `Traits` and `open`, and nothing else.
 
 What is below `place`, a directory for one scratch layer, is the path's own business but for two things: nothing is
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from tests.support.cli import mica
 from tests.support.publishedimages import PublishedImage
 
 from mica import linux
 from mica.cli.layers import mounted_layers
 from mica.cli.places import Places
-from mica.mount.overlay import open_overlay, plan_overlay
+from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
+from mica.node.stack import Method
 
 Options = tuple[tuple[str, str], ...]
 
@@ -124,22 +126,83 @@ FUSE_DEVIATIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RepositoryTrees:
-    """The repository as one tree by FUSE and overlayfs over the layer trees in it: what `mica run` does."""
+    """The repository as one tree by FUSE and overlayfs over the layer trees in it."""
 
-    name: str = "trees"
+    name: str = "repository"
     traits: Traits = Traits(CLASSIC, is_lazy=True, deviations=FUSE_DEVIATIONS)
 
     @contextlib.contextmanager
     def open(self, image: PublishedImage, place: Path, *, cache: Path, writable: bool = True) -> Iterator[Path]:
-        location = image.location
-        places = Places(
-            place / "state", urls=list(location.urls), keys=list(location.keys), proxies=location.proxies, cache=cache
-        )
-        with mounted_layers(image.descriptor, places, place / "repositories", {}) as layers:
-            target, upper, work = _make_places(place, layers)
-            plan = plan_overlay(layers, upper if writable else None, work if writable else None, target)
-            with open_overlay(plan):
+        with _opened(Method.REPOSITORY, image, place, cache=cache, writable=writable) as target:
+            yield target
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalTrees:
+    """The same with the mount of another client: here one of ours, which knows nothing of who uses it."""
+
+    name: str = "external"
+    traits: Traits = Traits(CLASSIC, is_lazy=True, deviations=FUSE_DEVIATIONS)
+
+    @contextlib.contextmanager
+    def open(self, image: PublishedImage, place: Path, *, cache: Path, writable: bool = True) -> Iterator[Path]:
+        external = place / "cvmfs"
+        config = place / "config.toml"
+        with _opened_repositories(image, external, cache):
+            config.write_text(f"[node]\nexternal = '{external}'\n")
+            with _opened(Method.EXTERNAL, image, place, cache=cache, writable=writable, config=config) as target:
                 yield target
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataImages:
+    """Metadata images, with content from data-only layers or from the object filesystem: what a node does."""
+
+    method: Method
+    traits: Traits = Traits(METACOPY, is_lazy=True)
+
+    @property
+    def name(self) -> str:
+        return self.method.value
+
+    @contextlib.contextmanager
+    def open(self, image: PublishedImage, place: Path, *, cache: Path, writable: bool = True) -> Iterator[Path]:
+        with _opened(self.method, image, place, cache=cache, writable=writable) as target:
+            yield target
+
+
+@contextlib.contextmanager
+def _opened(
+    method: Method, image: PublishedImage, place: Path, *, cache: Path, writable: bool, config: Path | None = None
+) -> Iterator[Path]:
+    location = image.location
+    places = Places(
+        place / "state", config=config, urls=list(location.urls), keys=list(location.keys), proxies=location.proxies,
+        cache=cache,
+    )  # fmt: skip
+    with mounted_layers(image.descriptor, places, place / "layers", method, {}) as layers:
+        target, upper, work = _make_places(place, layers.lower)
+        scratch = (upper, work) if writable else (None, None)
+        plan = plan_overlay(layers.lower, *scratch, target, OverlayOptions(layers.data, has_stubs=layers.has_stubs))
+        with open_overlay(plan):
+            yield target
+
+
+@contextlib.contextmanager
+def _opened_repositories(image: PublishedImage, external: Path, cache: Path) -> Iterator[None]:
+    target = external / image.location.fqrn
+    target.mkdir(parents=True, exist_ok=True)
+    command = ["mount", image.location.fqrn, target, "--cache", cache]
+    for url in image.location.urls:
+        command += ["--url", url]
+    for key in image.location.keys:
+        command += ["--key", key]
+    done = mica(external.parent / "client", *command)
+    assert done.code == 0, done.stderr
+    try:
+        yield
+    finally:
+        linux.umount2(target, linux.MNT_DETACH)
 
 
 def _make_places(place: Path, layers: tuple[Path, ...]) -> tuple[Path, Path, Path]:
@@ -153,4 +216,11 @@ def _make_places(place: Path, layers: tuple[Path, ...]) -> tuple[Path, Path, Pat
     return target, upper, work
 
 
-PATHS: Final[tuple[MountPath, ...]] = (PlainOverlay(), RepositoryTrees())
+PATHS: Final[tuple[MountPath, ...]] = (
+    PlainOverlay(),
+    RepositoryTrees(),
+    ExternalTrees(),
+    MetadataImages(Method.KERNEL),
+    MetadataImages(Method.LOOP),
+    MetadataImages(Method.ORDINARY),
+)

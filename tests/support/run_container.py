@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mica.errors import MicaError
+from mica.node.stack import LayerStack
 from mica.run.container import run_container
 from mica.run.request import RunOptions, RunRequest, parse_volume
 
@@ -22,7 +23,9 @@ def parse_options(values: dict[str, Any]) -> RunOptions:
 def main() -> int:
     asked = json.loads(sys.argv[1])
     try:
-        request = RunRequest(tuple(map(Path, asked["layers"])), asked["config"], parse_options(asked["options"]))
+        request = RunRequest(
+            LayerStack(tuple(map(Path, asked["layers"]))), asked["config"], parse_options(asked["options"])
+        )
         return run_container(request, root=Path(asked["root"]), runc=asked["runc"])
     except MicaError as error:
         sys.stderr.write(f"{type(error).__name__}: {error} [{error.hint}]\n")

@@ -54,6 +54,7 @@ def convert(
     from mica.publish.manager import ReleaseManager
     from mica.thin.convert import ConversionLimits, describe
     from mica.thin.convert import convert as convert_image
+    from mica.thin.layout import facts_path
     from mica.thin.record import ImageRecord
 
     target = parse_output(output) if output else None
@@ -79,7 +80,7 @@ def convert(
     for digest, changes in conversion.changes.items():
         told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in changes.items() if count)
         if told:
-            sys.stderr.write(f"mica: layer {digest[:19]}: {told} (listed in its layer.json)\n")
+            sys.stderr.write(f"mica: layer {digest[:19]}: {told} (listed in {facts_path(digest).decode()})\n")
 
 
 class _Bars:

@@ -1,6 +1,7 @@
-"""The layers of a thin image as directories: one mount of each repository it names, served by children of ours."""
+"""The layers of a thin image, ready for a union, by whichever method this host can do best."""
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -8,36 +9,77 @@ from pathlib import Path
 from typing import Any
 
 from mica.cli.places import Places
-from mica.errors import NotFoundError, UserError
+from mica.errors import NotFoundError, TemporaryError, UserError
 from mica.fetch.location import RepositoryLocation, open_repository
 from mica.files import mapped_os_errors
 from mica.mount.repomount import mounted, wait_for_end
 from mica.mount.serverprocess import ServerProcess, Stopped, open_server_process
-from mica.thin.descriptor import ThinDescriptor, ThinLayer
+from mica.node.client import open_node
+from mica.node.directory import NodeDirectory
+from mica.node.privatenode import private_layers
+from mica.node.stack import LayerStack, Method
+from mica.thin.descriptor import ThinDescriptor, ThinLayer, format_descriptor
+
+
+@contextlib.contextmanager
+def open_node_layers(directory: Path, descriptor: ThinDescriptor, *, wanted: bool) -> Iterator[LayerStack | None]:
+    """The layers from the node of this host, held for the block; None if none runs that knows their repositories.
+
+    To be opened outside of private mount namespaces, which see what the node mounts later only by propagation.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            node = stack.enter_context(open_node(NodeDirectory(directory).service)) if wanted else None
+        except TemporaryError:
+            node = None
+        if node is None or not descriptor.repositories <= {
+            known["fqrn"] for known in node.ask("status")["repositories"]
+        }:
+            yield None
+        else:
+            document = json.loads(format_descriptor(descriptor))
+            yield LayerStack.from_json(node.ask("layers", descriptor=document))
 
 
 @contextlib.contextmanager
 def mounted_layers(
-    descriptor: ThinDescriptor, places: Places, directory: Path, figures: dict[str, Any]
-) -> Iterator[tuple[Path, ...]]:
-    """Layer trees, top first. Call it in a private mount namespace: the directories are shared by all runs.
+    descriptor: ThinDescriptor, places: Places, directory: Path, method: Method, figures: dict[str, Any]
+) -> Iterator[LayerStack]:
+    """The layers for the block, served by children of ours. Call it in a private mount namespace: the directory is
+    shared by all runs.
 
     After the block `figures` has the traffic of everything together.
     """
     servers: list[ServerProcess] = []
+    with mapped_os_errors(f"make the mount directory {directory}"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with contextlib.ExitStack() as stack:
-            for fqrn in sorted(descriptor.repositories):
-                target = directory / fqrn
-                with mapped_os_errors(f"make the mount directory {target}"):
-                    target.mkdir(parents=True, exist_ok=True)
-                serve = _server(places.locate(fqrn), places.cache, target)
-                servers.append(stack.enter_context(open_server_process(serve)))
-            yield _trees(descriptor, directory)
+            if method is Method.EXTERNAL:
+                yield LayerStack(_trees(descriptor, places.config.external))
+            elif method is Method.REPOSITORY:
+                servers += [
+                    stack.enter_context(_mounted_repository(places, fqrn, directory / fqrn))
+                    for fqrn in sorted(descriptor.repositories)
+                ]
+                yield LayerStack(_trees(descriptor, directory))
+            else:
+                locations = [places.locate(fqrn) for fqrn in sorted(descriptor.repositories)]
+                yield stack.enter_context(
+                    private_layers(descriptor, locations, places.cache, directory, method, servers)
+                )
     finally:
         for traffic in (places.counter.read()._asdict(), *(server.result or {} for server in servers)):
             for name, count in traffic.items():
                 figures[name] = figures.get(name, 0) + count
+
+
+@contextlib.contextmanager
+def _mounted_repository(places: Places, fqrn: str, target: Path) -> Iterator[ServerProcess]:
+    with mapped_os_errors(f"make the mount directory {target}"):
+        target.mkdir(parents=True, exist_ok=True)
+    with open_server_process(_server(places.locate(fqrn), places.cache, target)) as server:
+        yield server
 
 
 def _trees(descriptor: ThinDescriptor, directory: Path) -> tuple[Path, ...]:

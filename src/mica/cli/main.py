@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import convert, mount, repo, run
+from mica.cli import convert, doctor, mount, node, repo, run, status
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -34,11 +34,16 @@ app.command("mount", epilog="Example: mica mount images.example.org /mnt --url h
     mount.mount
 )
 app.command("umount", epilog="Example: mica umount /mnt")(mount.umount)
+app.command("status", epilog="Example: mica status --json")(status.status)
 app.command(
     "run",
     epilog="Example: mica run -v /data:/data:ro docker.io/library/r-base:4.3 Rscript -e 'cat(1)'",
     context_settings={"allow_interspersed_args": False},
 )(run.run)
+
+
+app.command("node", epilog="Example: mica node --config /etc/mica/config.toml")(node.node)
+app.command("doctor", epilog="Example: mica doctor --json")(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -41,7 +41,16 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", envvar="MICA_CONFIG", help="Configuration file; default: /etc/mica/config.toml."),
 ]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="How layers are mounted: auto, kernel, loop, ordinary, repository or external (mica doctor)."),
+]
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
+
+
+def mount_path(text: str) -> Path:
+    """A path as it is given. The parser's own type looks at it, and a mount's server that hangs does not answer."""
+    return Path(text)
 
 
 def repository_path(text: str) -> bytes:

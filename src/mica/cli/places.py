@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
-from mica.config import NodeConfig, load_config
-from mica.errors import NotFoundError
+from mica.config import NodeConfig, load_config, parse_method
+from mica.errors import NotFoundError, UsageError
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
+from mica.node.stack import Method
 from mica.publish.settings import read_settings
 
 
@@ -34,6 +35,22 @@ class Places:
     @property
     def cache(self) -> Path:
         return self._cache or self._config.cache or self._state / "cache"
+
+    @property
+    def config(self) -> NodeConfig:
+        return self._config
+
+    def method(self, wanted: str | None) -> Method:
+        """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""
+        from mica.node.selftest import kernel_facts
+
+        try:
+            chosen = self._config.method if wanted is None else parse_method(wanted)
+        except ValueError as error:
+            raise UsageError(f"{error}.") from error
+        if chosen is not None and not chosen.uses_images:
+            return chosen
+        return kernel_facts(self.cache).choose(chosen)
 
     @property
     def known(self) -> list[str]:

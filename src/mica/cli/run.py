@@ -2,18 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from mica.cli.mount import StatsOption
-from mica.cli.options import CacheOption, ConfigOption, KeyOption, ProxyOption, StateOption, UrlOption
+from mica.cli.node import NODE_DIRECTORY, NodeOption
+from mica.cli.options import CacheOption, ConfigOption, KeyOption, MethodOption, ProxyOption, StateOption, UrlOption
 from mica.cli.output import writable
 from mica.errors import UsageError
 
 if TYPE_CHECKING:
     from mica.cli.images import ThinImage
     from mica.cli.places import Places
+    from mica.node.stack import LayerStack, Method
     from mica.run.request import RunOptions
 
 
@@ -45,13 +47,18 @@ def run(
     proxies: ProxyOption = None,
     cache: CacheOption = None,
     config: ConfigOption = None,
+    method: MethodOption = None,
+    node: NodeOption = NODE_DIRECTORY,
     stats: StatsOption = None,
 ) -> None:
     """Run a container. Its files are fetched when they are opened; nothing is left when it ends.
 
+    A node that runs on this host and knows the image's repositories serves the layers, unless options say otherwise.
+
     The exit code is the program's, 128+n if a signal ended it, 127 or 126 if it could not be started.
     """
     from mica.cli.images import find_image
+    from mica.cli.layers import open_node_layers
     from mica.cli.places import Places
     from mica.run.request import RunOptions, parse_env_file, parse_volume, resolve_env
 
@@ -68,29 +75,43 @@ def run(
     )  # fmt: skip
     places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
     found = find_image(image, places, platform)
-    raise typer.Exit(_run(found, options, places, state, stats))
+    request = _Request(found, options, state, stats)
+    with open_node_layers(node, found.descriptor, wanted=not (urls or keys or proxies or cache or method)) as layers:
+        if layers is not None:
+            raise typer.Exit(request.run(layers))
+    raise typer.Exit(request.run_by_itself(places, places.method(method)))
 
 
-def _run(image: "ThinImage", options: "RunOptions", places: "Places", state: Path, stats: Path | None) -> int:
-    from mica.cli.layers import mounted_layers
-    from mica.files import mapped_os_errors
-    from mica.run.container import enter_private_mounts, run_container
-    from mica.run.request import RunRequest
+class _Request(NamedTuple):
+    image: "ThinImage"
+    options: "RunOptions"
+    state: Path
+    stats: Path | None
 
-    enter_private_mounts()
-    figures: dict[str, Any] = {}
-    try:
-        with mounted_layers(image.descriptor, places, state / "mnt", figures) as layers:
-            return run_container(
-                RunRequest(layers=layers, config=image.config.get("config") or {}, options=options),
-                root=state / "run",
-            )
-    finally:
-        if stats is not None:
-            import json
+    def run(self, layers: "LayerStack") -> int:
+        from mica.run.container import run_container
+        from mica.run.request import RunRequest
 
-            with mapped_os_errors(f"write {stats}"):
-                stats.write_text(json.dumps(figures) + "\n", encoding="ascii")
+        config = self.image.config.get("config") or {}
+        return run_container(RunRequest(layers, config, self.options), root=self.state / "run")
+
+    def run_by_itself(self, places: "Places", method: "Method") -> int:
+        """With layers that children of ours serve."""
+        from mica.cli.layers import mounted_layers
+        from mica.files import mapped_os_errors
+        from mica.run.container import enter_private_mounts
+
+        enter_private_mounts()
+        figures: dict[str, Any] = {}
+        try:
+            with mounted_layers(self.image.descriptor, places, self.state / "mnt", method, figures) as layers:
+                return self.run(layers)
+        finally:
+            if self.stats is not None:
+                import json
+
+                with mapped_os_errors(f"write {self.stats}"):
+                    self.stats.write_text(json.dumps(figures) + "\n", encoding="ascii")
 
 
 def _read_text(path: Path) -> str:

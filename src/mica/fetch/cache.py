@@ -1,24 +1,38 @@
-"""The node's cache: verified, decompressed objects in a directory (docs/format/cache-dir.md).
+"""The node's cache: verified, decompressed content in a directory (docs/format/cache-dir.md).
 
-    <root>/00 … ff/<38 hex><text id>        content of an object that is stored compressed
-    <root>/00 … ff/<38 hex><text id>.raw    content of an object that is stored as it is
-    <root>/txn/                             where files are made, nameless until they are whole (O_TMPFILE)
-    <root>/repositories/<fqrn>              the newest verified manifest and what verified it
+    <root>/objects/ab/…        whole content, by local name (repo/localname.py)
+    <root>/handover/ab/…       more links to some of it, for a moment (docs/design/dataplane.md)
+    <root>/parts/…             large files while only some of their chunks are here (fetch/parts.py)
+    <root>/lists/…             chunk lists of large files, by their digest
+    <root>/images/…            metadata images
+    <root>/unsized/…           content whose size no catalog tells
+    <root>/txn/                where files are made, nameless until they are whole (O_TMPFILE)
+    <root>/repositories/<fqrn> the newest verified manifest and what verified it
+    <root>/boot                which start of the machine the content was last known to be whole in
 
-Content with the same digest differs by how it was stored, and whoever publishes chooses that: the two must never answer
-for each other, or one repository could put wrong bytes into another's files. A file appears under its name only when it
-is whole and checked. Any thread, any number of processes.
+A file appears under its name only when it is whole and checked, and the kernel opens it there without asking anybody.
+After a start of the machine that is not the recorded one, files that lost their tail with the power are looked for
+first. Any thread, any number of processes.
 """
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 from mica.digest import Digest
-from mica.files import explained_os_error, mapped_os_errors, write_all
+from mica.files import explained_os_error, mapped_os_errors, owned_fd, replace_file, write_all
+from mica.logs import logger
+from mica.repo.localname import LocalName
 from mica.repo.objects import Compression
+
+_log = logger(__name__)
+_DIRECTORIES = ("objects", "handover", "parts", "lists", "images", "unsized", "txn", "repositories")
+# Their names do not tell the size, or they are of use to a running node only.
+_UNPROVEN = ("handover", "parts", "lists", "images", "unsized")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Cache:
@@ -26,8 +40,9 @@ class Cache:
         self.root = root
         self._text = os.fspath(root)
         with mapped_os_errors(f"use the cache directory {self._text}"):
-            for name in [*(f"{number:02x}" for number in range(256)), "txn", "repositories"]:
+            for name in _DIRECTORIES:
                 (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            recover(root, _BOOT_ID.read_text(encoding="ascii").strip())
         self.anywhere = os.open("/", os.O_PATH | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -39,14 +54,29 @@ class Cache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def path(self, digest: Digest, compression: Compression) -> str:
-        text = digest.text
-        return f"{self._text}/{text[:2]}/{text[2:]}{'.raw' if compression is Compression.NONE else ''}"
+    def path(self, name: LocalName) -> str:
+        return f"{self._text}/objects/{name}"
+
+    def place(self, digest: Digest, compression: Compression, size: int | None) -> str:
+        """Path of an object's content, whose size may be unknown."""
+        if size is not None:
+            return self.path(LocalName(digest, compression, size))
+        return f"{self._text}/unsized/{digest.text}{'.raw' if compression is Compression.NONE else ''}"
+
+    def has(self, digest: Digest, compression: Compression, size: int | None) -> bool:
+        """Whether `open` would find the content; changes nothing."""
+        try:
+            found = os.stat(self.place(digest, compression, size)).st_size
+        except FileNotFoundError:
+            return False
+        return size is None or found == size
 
     def open(self, digest: Digest, compression: Compression, size: int | None) -> int | None:
-        """A descriptor of the content, or None if it is not here. A file of another size, as a crash of the machine may
-        leave it, is removed."""
-        path = self.path(digest, compression)
+        """A descriptor of the content, or None if it is not here."""
+        return self.open_place(self.place(digest, compression, size), size)
+
+    def open_place(self, path: str, size: int | None) -> int | None:
+        """As `open`. A file of another size, which somebody damaged, is removed."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -58,11 +88,24 @@ class Cache:
             return None
         return fd
 
+    def name_file(self, fd: int, path: str) -> None:
+        """Give an open file a name; one that is there already stays. Raises OSError."""
+
+        def link() -> None:
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=self.anywhere, follow_symlinks=True)
+
+        link_into_fan(link, path)
+
     @contextlib.contextmanager
-    def adding(self, digest: Digest, compression: Compression) -> Iterator["NewFile"]:
+    def adding(self, digest: Digest, compression: Compression, size: int | None) -> Iterator["NewFile"]:
         """Write content to `fd`, check it, then `commit`; what is not committed vanishes."""
+        with self.adding_place(self.place(digest, compression, size)) as new:
+            yield new
+
+    @contextlib.contextmanager
+    def adding_place(self, path: str) -> Iterator["NewFile"]:
         with mapped_os_errors(f"write to the cache {self._text}"):
-            new = NewFile(self, self.path(digest, compression))
+            new = NewFile(self, path)
         try:
             yield new
         finally:
@@ -85,14 +128,77 @@ class NewFile:
 
     def commit(self) -> int:
         """Give the file its name and return a descriptor that the caller owns."""
-        with mapped_os_errors(f"write to the cache {self._cache.root}"), contextlib.suppress(FileExistsError):
-            os.link(
-                f"/proc/self/fd/{self.fd}",
-                self._target,
-                src_dir_fd=self._cache.anywhere,
-                follow_symlinks=True,
-            )
+        with mapped_os_errors(f"write to the cache {self._cache.root}"):
+            self._cache.name_file(self.fd, self._target)
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def link_into_fan(link: Callable[[], None], target: str) -> None:
+    """Link a file to its name, in a directory that is made when it is first needed: all 256 at once would cost an empty
+    cache a tenth of a second. A name that exists stays what it is."""
+    try:
+        link()
+    except FileNotFoundError:
+        Path(target).parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link()
+    except FileExistsError:
+        pass
+
+
+def recover(root: Path, boot_id: str) -> None:
+    """Remove what a loss of power may have left without its tail, once in each life of the machine.
+
+    The names are given before the data reaches the disk, so after a crash a file may be shorter than its name says;
+    longer or other bytes it cannot have on a file system that writes data before the metadata that shows it (ext4 with
+    data=ordered, its default, XFS, btrfs).
+    """
+    if _recovered_in(root) == boot_id:
+        return
+    with owned_fd(os.open(root / ".recovery", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if _recovered_in(root) == boot_id:
+            return
+        removed = _remove_cut_short(root / "objects")
+        for name in _UNPROVEN:
+            removed += _remove_files(root / name)
+        if removed:
+            _log.info("%s: %d files that the machine's last life left are removed", root, removed)
+        replace_file(root / "boot", boot_id.encode("ascii"), mode=0o600)
+
+
+def _recovered_in(root: Path) -> str:
+    try:
+        return (root / "boot").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return ""
+
+
+def _remove_cut_short(objects: Path) -> int:
+    removed = 0
+    for directory, _, names in os.walk(objects):
+        for name in names:
+            path = f"{directory}/{name}"
+            if os.lstat(path).st_size != _size_of(path[len(os.fspath(objects)) + 1 :]):
+                os.unlink(path)
+                removed += 1
+    return removed
+
+
+def _size_of(text: str) -> int:
+    try:
+        return LocalName.parse(text).size
+    except ValueError:
+        return -1
+
+
+def _remove_files(directory: Path) -> int:
+    removed = 0
+    for place, _, names in os.walk(directory):
+        for name in names:
+            os.unlink(f"{place}/{name}")
+        removed += len(names)
+    return removed

@@ -5,12 +5,14 @@ sizes against the catalog, the chain of signatures in `repo/trust.py`. Any threa
 time.
 """
 
+import contextlib
 import datetime
 import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -20,14 +22,17 @@ from isal.igzip_lib import IsalError
 
 from mica.digest import Digest, Suffix, new_hasher
 from mica.errors import IntegrityError, MicaError, TemporaryError
-from mica.fetch.cache import Cache
+from mica.fetch.cache import Cache, NewFile
 from mica.fetch.counters import TrafficCounter
-from mica.fetch.download import Fetcher
-from mica.files import replace_file
+from mica.fetch.download import Connection, Fetcher
+from mica.fetch.parts import PartFile, keep_list
+from mica.files import replace_file, write_all
 from mica.flight import Flight
 from mica.repo.catalog import Catalog, NestedCatalog
+from mica.repo.entry import Chunk
 from mica.repo.history import SIZE_LIMIT as HISTORY_LIMIT
 from mica.repo.history import History, parse_history
+from mica.repo.localname import chunked_name, format_chunk_list
 from mica.repo.manifest import NAME as MANIFEST
 from mica.repo.manifest import Manifest, parse_manifest
 from mica.repo.objects import Compression
@@ -40,6 +45,8 @@ _MANIFEST_LIMIT = 64 << 10
 _CATALOG_LIMIT = 4 << 30
 _OPEN_CATALOGS = 128
 _BLOCK = 256 << 10
+_CHUNKS_AT_ONCE = 8
+_IN_MEMORY_BYTES = 1 << 20
 
 
 class ObjectName(NamedTuple):
@@ -55,6 +62,18 @@ class ObjectName(NamedTuple):
     @property
     def most(self) -> int:
         return self.limit if self.size is None else self.size
+
+
+def catalog_object(reference: NestedCatalog) -> ObjectName:
+    """The object that a catalog is. A size of 0 stands for one that is not known, as in old catalogs."""
+    return ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, reference.size or None, _CATALOG_LIMIT)
+
+
+def open_cached_catalog(cache: Cache, reference: NestedCatalog) -> Catalog:
+    """A catalog that is in the cache. Raises IntegrityError if it is none."""
+    shown = reference.path.decode("utf-8", "surrogateescape") or "/"
+    path = Path(cache.place(reference.digest, Compression.ZLIB, reference.size or None)).absolute()
+    return Catalog.open(path, f"{reference.digest} of {shown!r}")
 
 
 class RepositoryClient:
@@ -84,6 +103,14 @@ class RepositoryClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def connection(self) -> Connection:
+        return self._fetcher.connection
+
+    @property
+    def cache(self) -> Cache:
+        return self._cache
+
     def close(self) -> None:
         with self._lock:
             catalogs, self._catalogs = list(self._catalogs.values()), OrderedDict()
@@ -110,12 +137,8 @@ class RepositoryClient:
             if catalog is not None:
                 self._catalogs.move_to_end(reference.digest)
                 return catalog
-        size = reference.size or None
-        fd = self.open_object(ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, size, _CATALOG_LIMIT))
-        os.close(fd)
-        shown = reference.path.decode("utf-8", "surrogateescape") or "/"
-        path = Path(self._cache.path(reference.digest, Compression.ZLIB)).absolute()
-        catalog = Catalog.open(path, f"{reference.digest} of {shown!r}")
+        os.close(self.open_object(catalog_object(reference)))
+        catalog = open_cached_catalog(self._cache, reference)
         with self._lock:
             known = self._catalogs.setdefault(reference.digest, catalog)
             if known is catalog and len(self._catalogs) > _OPEN_CATALOGS:
@@ -145,16 +168,62 @@ class RepositoryClient:
             fd = self._cache.open(name.digest, name.compression, name.size)
             opened.append(self._download(name) if fd is None else fd)
 
-        self._flight.do((name.digest, name.compression), download)
+        self._flight.do((name.digest, name.compression, name.size), download)
         if opened:
             return opened[0]
         fd = self._cache.open(name.digest, name.compression, name.size)
-        # Somebody else downloaded it, for a row that gives another size: then this row is the one that lies.
+        # Somebody else downloaded it, and already it has left the cache again.
         return self._download(name) if fd is None else fd
+
+    def open_local(self, name: ObjectName) -> int | None:
+        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
+        return self._cache.open(name.digest, name.compression, name.size)
+
+    def open_part(self, chunks: Sequence[Chunk], compression: Compression) -> PartFile:
+        """A large file, none of whose chunks are fetched for it. Raises ValueError for impossible chunks."""
+        name = chunked_name(chunks, compression)
+        keep_list(self._cache, name.digest, format_chunk_list(chunks))
+        return PartFile(self._cache, name, chunks)
+
+    def fetch_chunks(self, part: PartFile, numbers: Sequence[int]) -> None:
+        """Have these chunks in the file, several at a time. Raises what the first of them that failed raised."""
+        if len(numbers) <= 1:
+            for number in numbers:
+                self._fetch_chunk(part, number)
+            return
+        with ThreadPoolExecutor(min(len(numbers), _CHUNKS_AT_ONCE), thread_name_prefix="chunks") as pool:
+            for result in [pool.submit(self._fetch_chunk, part, number) for number in numbers]:
+                result.result()
+
+    def _fetch_chunk(self, part: PartFile, number: int) -> None:
+        chunk = part.chunks[number]
+        name = ObjectName(chunk.digest, Suffix.CHUNK, part.name.compression, chunk.size)
+
+        def download() -> None:
+            if part.missing(chunk.offset, 1):
+                self._fetcher.fetch(name.digest.object_path(name.suffix), consume)
+                self.counter.add(objects_fetched=1)
+
+        def consume(stream: Readable) -> None:
+            with self._scratch(chunk.size) as sink:
+                copy_verified(stream, sink, name)
+                part.put(number, sink.fd)
+
+        self._flight.do((part.name, number), download)
+
+    @contextlib.contextmanager
+    def _scratch(self, size: int) -> Iterator["NewFile | _MemoryFile"]:
+        """Where a chunk waits until it is verified: in memory if it is small."""
+        if size <= _IN_MEMORY_BYTES:
+            with contextlib.closing(_MemoryFile()) as file:
+                yield file
+        else:
+            with self._cache.adding_place("") as new:
+                yield new
 
     def _download(self, name: ObjectName) -> int:
         def consume(stream: Readable) -> int:
-            with self._cache.adding(name.digest, name.compression) as new:
+            with self._cache.adding(name.digest, name.compression, name.size) as new:
                 copy_verified(stream, new, name)
                 return new.commit()
 
@@ -212,6 +281,17 @@ class RepositoryClient:
             return parse_manifest(self._read_documents()["manifest"], "kept")[0]
         except MicaError:
             return None
+
+
+class _MemoryFile:
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("chunk", os.MFD_CLOEXEC)
+
+    def write(self, data: bytes) -> None:
+        write_all(self.fd, data)
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 def read_whole(stream: Readable, limit: int) -> bytes:

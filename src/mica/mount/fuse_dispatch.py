@@ -6,10 +6,12 @@ requests, errors. What is particular is a table of handlers (`FileSystem`), for 
 Documentation/filesystems/fuse/fuse.rst and fs/fuse/dev.c.
 """
 
+import enum
 import errno
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
@@ -41,11 +43,13 @@ _WANTED_FLAGS = (
 _UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
 # Background requests are read-ahead and asynchronous direct reads; the kernel's default of 12 is for one slow disk.
 _MAX_BACKGROUND = 64
+_NOT_YET_S = 0.001
 
 
 class Request(NamedTuple):
     """What a handler needs. `body` and `scratch` are only its own until it returns."""
 
+    unique: int
     nodeid: int
     body: memoryview
     scratch: memoryview
@@ -54,12 +58,19 @@ class Request(NamedTuple):
     gid: int
 
 
-Handler = Callable[[Request], Buffer]
+class Pending(enum.Enum):
+    """What a handler returns whose answer comes later, from another thread, through `complete`."""
+
+    PENDING = 0
+
+
+PENDING: Final = Pending.PENDING
+Handler = Callable[[Request], Buffer | Pending]
 
 
 class FileSystem(Protocol):
-    """Handlers by opcode. They return the payload of the answer (which may lie in the request's `scratch`) or raise
-    OSError with the errno to be answered; anything else they raise is a bug, logged and answered with EIO."""
+    """Handlers by opcode. They return the payload of the answer (which may lie in the request's `scratch`), PENDING, or
+    raise OSError with the errno to be answered; anything else they raise is a bug, logged and answered with EIO."""
 
     @property
     def handlers(self) -> Mapping[int, Handler]: ...
@@ -84,13 +95,20 @@ class Dispatcher:
         filesystem: FileSystem,
         *,
         readdirplus_auto: bool = False,
+        max_stack_depth: int = 0,
         wants_to_end: Callable[[int], bool] = wants_to_end,
         deferred: Callable[[], None] = lambda: None,
+        more_flags: int = 0,
     ) -> None:
         self._filesystem = filesystem
+        self._max_stack_depth = max_stack_depth
         self._wants_to_end = wants_to_end
         self._notify_deferred = deferred
-        self._wanted_flags = _WANTED_FLAGS | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
+        self._wanted_flags = _WANTED_FLAGS | more_flags | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
+        if max_stack_depth:
+            self._wanted_flags |= fuse_abi.FUSE_PASSTHROUGH
+        self.agreed: InitOut | None = None
+        """The handshake's outcome, before the kernel has it."""
         self._handlers: dict[int, Handler] = {int(opcode): call for opcode, call in filesystem.handlers.items()}
         # Caller's thread by unique number, of the requests being handled now. Each access is one atomic operation.
         self._callers: dict[int, int] = {}
@@ -112,17 +130,28 @@ class Dispatcher:
         callers = self._callers
         callers[unique] = pid
         try:
-            payload = handler(Request(nodeid, message[IN_HEADER.size :], scratch, pid, uid, gid))
+            payload = handler(Request(unique, nodeid, message[IN_HEADER.size :], scratch, pid, uid, gid))
         except OSError as error:
-            return _failure(unique, _errno_of(error))
+            answer = _failure(unique, _errno_of(error))
         except MalformedMessageError:
-            return _failure(unique, errno.EINVAL)
+            answer = _failure(unique, errno.EINVAL)
         except Exception:
             logger.exception("FUSE request %d for inode %d failed.", opcode, nodeid)
-            return _failure(unique, errno.EIO)
-        finally:
-            callers.pop(unique, None)
-        return Answer(OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
+            answer = _failure(unique, errno.EIO)
+        else:
+            if payload is PENDING:
+                return None
+            answer = Answer(OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
+        callers.pop(unique, None)
+        return answer
+
+    def complete(self, unique: int, outcome: Buffer | OSError) -> Answer | None:
+        """The answer to a request whose handler said PENDING; None if its caller was let go meanwhile."""
+        if self._callers.pop(unique, None) is None:
+            return None
+        if isinstance(outcome, OSError):
+            return _failure(unique, _errno_of(outcome))
+        return Answer(OUT_HEADER.pack(16 + len(outcome), 0, unique), outcome)
 
     def undelivered(self, message: memoryview, answer: Answer) -> None:
         """The kernel did not want this answer any more."""
@@ -140,6 +169,7 @@ class Dispatcher:
                 self._deferred.pop(unique, None)
             elif self._wants_to_end(pid):
                 self._deferred.pop(unique, None)
+                self._callers.pop(unique, None)
                 answers.append(_failure(unique, errno.EINTR))
         return answers
 
@@ -151,22 +181,28 @@ class Dispatcher:
         if opcode in _UNANSWERED:
             return None
         if opcode == Opcode.INTERRUPT:
-            return self._answer_interrupt(body)
+            return self._answer_interrupt(unique, body)
         if opcode == Opcode.INIT:
             return self._answer_init(unique, body)
         if opcode == Opcode.DESTROY:
             return Answer(OUT_HEADER.pack(OUT_HEADER.size, 0, unique), b"")
         return _failure(unique, errno.ENOSYS)
 
-    def _answer_interrupt(self, body: memoryview) -> Answer | None:
+    def _answer_interrupt(self, unique: int, body: memoryview) -> Answer | None:
         """The answer goes to the victim; the interrupt itself needs none (and ENOSYS would switch interrupts off)."""
         try:
             victim = fuse_abi.parse_interrupt_in(body)
         except MalformedMessageError:
             return None
         pid = self._callers.get(victim)
-        # Unknown: done already (the kernel ignores us), or read by another thread but not yet in the table.
-        if pid is None or self._wants_to_end(pid):
+        if pid is None:
+            # Done already, then the kernel ignores us; or read by a thread that has not come to the table yet, and who
+            # knows whether its caller is to end: EAGAIN to the interrupt has the kernel send it once more. It does so
+            # at once: without a rest we would keep that thread from the interpreter.
+            time.sleep(_NOT_YET_S)
+            return _failure(unique, errno.EAGAIN)
+        if self._wants_to_end(pid):
+            self._callers.pop(victim, None)
             return _failure(victim, errno.EINTR)
         self._deferred[victim] = pid
         self._notify_deferred()
@@ -177,16 +213,20 @@ class Dispatcher:
             init = fuse_abi.parse_init_in(body)
         except MalformedMessageError:
             return _failure(unique, errno.EPROTO)
-        result = plan_session(init, self._wanted_flags)
+        result = plan_session(init, self._wanted_flags, self._max_stack_depth)
         if result is None:
             logger.error("The kernel speaks FUSE %d.%d, older than Linux 5.4.", init.major, init.minor)
             return _failure(unique, errno.EPROTO)
+        if init.major == fuse_abi.FUSE_KERNEL_VERSION:
+            self.agreed = result
         payload = fuse_abi.format_init_out(result)
         return Answer(OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique), payload)
 
 
-def plan_session(init: InitIn, wanted_flags: int) -> InitOut | None:
+def plan_session(init: InitIn, wanted_flags: int, max_stack_depth: int = 0) -> InitOut | None:
     """Our side of the handshake; None if the kernel is too old.
+
+    `max_stack_depth` counts only where FUSE_PASSTHROUGH is agreed upon (`passthrough.BackingFiles`).
 
     With a greater major version the kernel is to ask again in ours ("Version negotiation" in the header file).
     """
@@ -201,6 +241,7 @@ def plan_session(init: InitIn, wanted_flags: int) -> InitOut | None:
         congestion_threshold=_MAX_BACKGROUND * 3 // 4,
         max_write=_MAX_WRITE_BYTES,
         max_pages=MAX_READ_BYTES // os.sysconf("SC_PAGE_SIZE"),
+        max_stack_depth=max_stack_depth,
     )
 
 

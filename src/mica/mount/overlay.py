@@ -33,11 +33,13 @@ class OverlayOptions:
     """What differs between unions; the rest of the options is the same for all and explained in `_options`.
 
     data: data-only lower layers, targets of metacopy redirects, first one wins (Linux 6.5); they switch metacopy on.
+    has_stubs: the layers hold files without content even so: their redirects lead into the lowest ordinary layer.
     volatile: the scratch layer is thrown away afterwards, so nothing of it needs to reach the disk (Linux 5.10).
     nodev: device nodes in the union do not open.
     """
 
     data: tuple[Path, ...] = ()
+    has_stubs: bool = False
     volatile: bool = False
     nodev: bool = False
 
@@ -125,7 +127,7 @@ def _options(options: OverlayOptions, *, writable: bool) -> tuple[tuple[str, str
         # then get EOVERFLOW from stat(2). Off is what engines get on Debian, where it is the kernel's default.
         ("xino", "off"),
     ]
-    if options.data:
+    if options.data or options.has_stubs:
         # Files of metadata images are stubs whose redirect names an object in a data layer; metacopy with a writable
         # layer needs redirect_dir=on (Linux 6.12: EINVAL without).
         chosen += [("metacopy", "on"), ("redirect_dir", "on" if writable else "follow")]

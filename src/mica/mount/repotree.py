@@ -15,14 +15,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from mica.digest import Suffix, path_hash
+from mica.digest import Digest, Suffix, path_hash
 from mica.errors import MicaError
 from mica.fetch.client import ObjectName, RepositoryClient
+from mica.fetch.parts import PartFile
 from mica.logs import logger
 from mica.mount.tree import ROOT_INODE, Attributes, Child, OpenFile
 from mica.repo.catalog import Catalog, NestedCatalog, Row, is_transition
-from mica.repo.entry import Chunk, Entry, Flag, parse_xattrs
-from mica.repo.objects import Compression
+from mica.repo.entry import Entry, Flag, parse_xattrs
 
 _log = logger(__name__)
 P = ParamSpec("P")
@@ -97,10 +97,14 @@ class RepositoryTree:
         return found.mounted.number << _ROW_BITS | row.rowid
 
     def readlink(self, inode: int) -> bytes:
+        return self._expanded(self.raw_target(inode))
+
+    def raw_target(self, inode: int) -> bytes:
+        """Target of a symbolic link as it was published, with its `$(NAME)`."""
         entry = self._find(inode).row.entry
         if not stat.S_ISLNK(entry.mode):
             raise OSError(errno.EINVAL, "not a symbolic link")
-        return self._expanded(entry.target)
+        return entry.target
 
     def xattrs(self, inode: int) -> dict[bytes, bytes]:
         """What overlayfs acts upon is limited to the sign of an opaque directory, whatever the catalog says."""
@@ -123,7 +127,8 @@ class RepositoryTree:
         if entry.digest is not None:
             name = ObjectName(entry.digest, Suffix.FILE, compression, entry.size)
             return WholeFile(self._guard(self._client.open_object, name))
-        return ChunkedFile(self, self._guard(found.catalog.chunks, found.row), compression)
+        chunks = self._guard(found.catalog.chunks, found.row)
+        return ChunkedFile(self, self._guard(self._client.open_part, chunks, compression))
 
     def storage(self, inode: int) -> dict[str, object]:
         """How a regular file is stored, for people and JSON; nothing for other kinds."""
@@ -136,6 +141,34 @@ class RepositoryTree:
             return facts | {"object": entry.digest.text}
         chunks = self._guard(found.catalog.chunks, found.row)
         return facts | {"chunks": [{"offset": c.offset, "size": c.size, "object": c.digest.text} for c in chunks]}
+
+    def objects(self, inode: int) -> list[ObjectName]:
+        """What the content of a regular file consists of, in order; nothing for other kinds."""
+        found = self._find(inode)
+        entry = found.row.entry
+        if not entry.is_regular or entry.flags & Flag.EXTERNAL:
+            return []
+        compression = self._guard(lambda: entry.compression)
+        if entry.digest is not None:
+            return [ObjectName(entry.digest, Suffix.FILE, compression, entry.size)]
+        chunks = self._guard(found.catalog.chunks, found.row)
+        return [ObjectName(chunk.digest, Suffix.CHUNK, compression, chunk.size) for chunk in chunks]
+
+    def row_of(self, inode: int) -> tuple[Catalog, Row]:
+        """What is published of a file, and the catalog that tells it."""
+        found = self._find(inode)
+        return found.catalog, found.row
+
+    @property
+    def attached_catalogs(self) -> int:
+        """How many catalogs were needed so far, those of former revisions included."""
+        return len(self._mounted)
+
+    def catalog_of(self, inode: int) -> tuple[Digest, Catalog]:
+        """The catalog with what is in a directory, or with the entry of anything else."""
+        found = self._find(inode)
+        mounted = self._inside(inode)[0] if found.row.entry.is_directory else found.mounted
+        return mounted.reference.digest, self._catalog(mounted)
 
     def advance(self, root: NestedCatalog) -> set[bytes]:
         """Show another revision from now on, and return the names in the root that the kernel has to forget.
@@ -153,8 +186,8 @@ class RepositoryTree:
         entries = sum(counters.get(f"{scope}_{kind}", 0) for scope in ("self", "subtree") for kind in kinds)
         return entries, counters.get("self_file_size", 0) + counters.get("subtree_file_size", 0)
 
-    def open_chunk(self, chunk: Chunk, compression: Compression) -> int:
-        return self._guard(self._client.open_object, ObjectName(chunk.digest, Suffix.CHUNK, compression, chunk.size))
+    def fetch_chunks(self, part: PartFile, numbers: list[int]) -> None:
+        self._guard(self._client.fetch_chunks, part, numbers)
 
     def _attributes(self, inode: int, entry: Entry) -> Attributes:
         mode, size, rdev = entry.mode, entry.size, 0
@@ -267,17 +300,18 @@ class RepositoryTree:
             raise OSError(errno.ENOENT, "no such entry")
         return row
 
-    @staticmethod
-    def _guard(call: Callable[P, Result], *arguments: P.args, **options: P.kwargs) -> Result:
-        """The border to what programs see: our errors become EIO, and are told once in the log."""
+    def _guard(self, call: Callable[P, Result], *arguments: P.args, **options: P.kwargs) -> Result:
+        """The border to what programs see: our errors become EIO, and are counted and told once in the log."""
         try:
             return call(*arguments, **options)
         except MicaError as error:
+            failure: Exception = error
             _log.error("%s", error)
-            raise OSError(errno.EIO, str(error)) from error
         except ValueError as error:
+            failure = error
             _log.error("a catalog entry is malformed: %s", error)
-            raise OSError(errno.EIO, str(error)) from error
+        self._client.counter.add(io_errors=1)
+        raise OSError(errno.EIO, str(failure)) from failure
 
 
 class WholeFile:
@@ -294,59 +328,21 @@ class WholeFile:
 
 
 class ChunkedFile:
-    """A large file: only the chunks that are read are fetched. Descriptors of recently read chunks stay open."""
+    """A large file: only the chunks that are read are fetched, until it is whole and a plain file of the cache."""
 
-    _OPEN_CHUNKS = 4
-    descriptor = -1
-
-    def __init__(self, tree: RepositoryTree, chunks: list[Chunk], compression: Compression) -> None:
+    def __init__(self, tree: RepositoryTree, part: PartFile) -> None:
         self._tree = tree
-        self._chunks = chunks
-        self._compression = compression
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._part = part
+
+    @property
+    def descriptor(self) -> int:
+        return self._part.fd if self._part.is_whole else -1
 
     def read(self, offset: int, size: int) -> bytes:
-        parts = []
-        index = self._index_of(offset)
-        while size > 0 and index < len(self._chunks):
-            chunk = self._chunks[index]
-            skip = offset - chunk.offset
-            take = min(size, chunk.size - skip)
-            parts.append(self._read_chunk(index, skip, take))
-            offset += take
-            size -= take
-            index += 1
-        return b"".join(parts)
+        missing = self._part.missing(offset, size)
+        if missing:
+            self._tree.fetch_chunks(self._part, missing)
+        return os.pread(self._part.fd, size, offset)
 
     def close(self) -> None:
-        with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
-
-    def _index_of(self, offset: int) -> int:
-        low, high = 0, len(self._chunks)
-        while low < high:
-            middle = (low + high) // 2
-            if self._chunks[middle].offset + self._chunks[middle].size <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _read_chunk(self, index: int, skip: int, take: int) -> bytes:
-        with self._lock:
-            if index in self._open:
-                self._open.move_to_end(index)
-                return os.pread(self._open[index], take, skip)
-        descriptor = self._tree.open_chunk(self._chunks[index], self._compression)
-        data = os.pread(descriptor, take, skip)
-        with self._lock:
-            if index in self._open:
-                os.close(descriptor)
-            else:
-                self._open[index] = descriptor
-            while len(self._open) > self._OPEN_CHUNKS:
-                os.close(self._open.popitem(last=False)[1])
-        return data
+        self._part.close()

@@ -33,14 +33,39 @@ class Stopped(BaseException):
 class ServerProcess:
     """A running server; `result` is there after the block."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, pipe: IO[str]) -> None:
         self.pid = pid
         self.result: Any = None
+        self._pipe = pipe
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        """Raises what the child failed with before it was ready."""
+        if self._is_ready:
+            return
+        _read_message(self._pipe)
+        self._is_ready = True
+
+    def join(self) -> Any:
+        """The result of one that is never ready but ends by itself. Raises what it failed with."""
+        with self._pipe:
+            try:
+                return _read_message(self._pipe).get("result")
+            finally:
+                os.waitpid(self.pid, 0)
+
+    def stop(self) -> None:
+        """Have it end, wait for that, and take its result."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        with self._pipe:
+            self.result = _read_result(self._pipe)
+        with contextlib.suppress(ChildProcessError):  # somebody has waited for it already
+            os.waitpid(self.pid, 0)
 
 
-@contextlib.contextmanager
-def open_server_process(serve: Serve) -> Iterator[ServerProcess]:
-    """Run `serve` in a child until the block ends. Raises what the child failed with before it was ready."""
+def start_server_process(serve: Serve) -> ServerProcess:
+    """Run `serve` in a child; the caller has to `stop` it."""
     assert threading.active_count() == 1, "a process with threads must not be forked"
     reader, writer = os.pipe()
     pid = os.fork()
@@ -48,30 +73,49 @@ def open_server_process(serve: Serve) -> Iterator[ServerProcess]:
         os.close(reader)
         _run_child(serve, writer)
     os.close(writer)
-    server = ServerProcess(pid)
-    with open(reader, encoding="utf-8") as pipe:
-        try:
-            _wait_until_ready(pipe)
-            yield server
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            server.result = _read_result(pipe)
-            os.waitpid(pid, 0)
+    return ServerProcess(pid, open(reader, encoding="utf-8"))
 
 
-def _wait_until_ready(pipe: IO[str]) -> None:
+def run_in_child(call: Callable[[], Any]) -> Any:
+    """What `call` returns, as JSON has it, from a child whose namespaces and threads are of no concern here.
+
+    Raises the MicaError that it raised.
+    """
+    child = start_server_process(lambda _: call())
+    return child.join()
+
+
+@contextlib.contextmanager
+def open_server_process(serve: Serve, *, wait: bool = True) -> Iterator[ServerProcess]:
+    """Run `serve` in a child until the block ends; with `wait` the block begins when it is ready.
+
+    Raises what the child failed with before that.
+    """
+    server = start_server_process(serve)
+    try:
+        if wait:
+            server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def _read_message(pipe: IO[str]) -> dict[str, Any]:
     line = pipe.readline()
     message: dict[str, Any] = (
-        json.loads(line) if line else {"error": "The file system server died.", "hint": "", "exit_code": 1}
+        json.loads(line) if line else {"error": "A server process died.", "hint": "", "exit_code": 1}
     )
     if "error" in message:
         raise _error_class(message["exit_code"])(message["error"], hint=message["hint"])
+    return message
 
 
 def _read_result(pipe: IO[str]) -> Any:
-    line = pipe.readline()
-    return json.loads(line).get("result") if line else None
+    """The last line; a child that nobody waited for has its first one still in the pipe."""
+    result = None
+    for line in pipe:
+        result = json.loads(line).get("result", result)
+    return result
 
 
 def _error_class(exit_code: int) -> type[MicaError]:

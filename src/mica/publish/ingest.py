@@ -5,7 +5,7 @@ the same archive wherever it is converted; `merge_archive` puts the tree into ex
 those of the object writer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -19,10 +19,11 @@ from mica.publish.catalogtree import (
     seal_catalog,
     shown,
 )
-from mica.publish.layertree import LayerReport, LayerTree, LinkGroup, Mode, Node
-from mica.publish.objectwriter import Content, HasContent, ObjectWriter
+from mica.publish.layertree import LayerReport, LayerTree, Mode
+from mica.publish.objectwriter import HasContent, ObjectWriter
+from mica.publish.treerows import TreeRows, entry_of
 from mica.repo.catalogwriter import NO_COUNTS, CatalogWriter, Stamp
-from mica.repo.entry import MARKER, Chunk, Entry, Flag, flags_for, format_xattrs
+from mica.repo.entry import Entry
 from mica.store.base import ObjectStore, Readable
 from mica.tarstream import Kind, TarLimits, read_tar
 
@@ -68,7 +69,7 @@ def build_layer_catalog(
     the archive: whoever converts a layer gets the same catalog.
     """
     top = mountpoint + b"/" + tree_name
-    rows = _Rows(archive.tree, top)
+    rows = TreeRows(archive.tree, top)
     writer = CatalogWriter.create(work / "layer.sqlite", mountpoint, directory_entry(base_name(mountpoint)))
     try:
         writer.put_rows((mountpoint + b"/" + entry.name, entry) for entry in files)
@@ -91,10 +92,10 @@ def merge_archive(archive: Archive, catalogs: CatalogTree, base: bytes, *, neste
     catalogs.make_directories(base, directory_entry(b""))
     _check_base(catalogs, base)
     if is_new:
-        catalogs.set_attributes(base, _entry(archive.tree.root, base_name(base), None))
+        catalogs.set_attributes(base, entry_of(archive.tree.root, base_name(base)))
     if nested:
         catalogs.nest(base, marker)
-    rows = _Rows(archive.tree, base)
+    rows = TreeRows(archive.tree, base)
     fresh = _FreshRows(catalogs)
     for path, entry in rows:
         if path != base:
@@ -166,62 +167,3 @@ class _FreshRows:
             return False
         self._catalogs.remove(path)
         return True
-
-
-class _Rows:
-    """The entries of a tree below a mountpoint, in its order; what cannot go into a row collects beside them."""
-
-    def __init__(self, tree: LayerTree, mountpoint: bytes) -> None:
-        self._tree = tree
-        self._mountpoint = mountpoint
-        self._groups: dict[LinkGroup, int] = {}
-        self.chunks: list[tuple[bytes, tuple[Chunk, ...]]] = []
-        self.marked: list[bytes] = []
-        self.newest_s = 0
-
-    def __iter__(self) -> Iterator[tuple[bytes, Entry]]:
-        for relative, node in self._tree.walk():
-            path = self._mountpoint + relative
-            group = node.group
-            number = (
-                None if group is None else (self._groups.setdefault(group, len(self._groups) + 1), len(group.paths))
-            )
-            self.newest_s = max(self.newest_s, node.mtime_s)
-            if node.kind is Kind.REGULAR:
-                content = node.content
-                assert isinstance(content, Content), "every file was stored"
-                if content.chunks:
-                    self.chunks.append((path, content.chunks))
-            if path.endswith(b"/" + MARKER):
-                self._note_marker(path, node)
-            yield path, _entry(node, base_name(path), number)
-
-    def _note_marker(self, path: bytes, node: Node) -> None:
-        if node.kind is not Kind.REGULAR:
-            raise UserError(f"{shown(path)} is not a regular file, which a catalog marker has to be.")
-        self.marked.append(parent_path(path))
-
-
-def _entry(node: Node, name: bytes, group: tuple[int, int] | None) -> Entry:
-    mode = node.st_mode
-    flags = flags_for(mode)
-    size, digest, links = node.size, None, 1
-    if node.kind is Kind.REGULAR:
-        content = node.content
-        assert isinstance(content, Content)
-        digest = content.digest
-        flags |= content.flags
-    elif node.kind is Kind.DIRECTORY:
-        size, links = 4096, 2
-    elif node.kind in {Kind.CHARACTER, Kind.BLOCK}:
-        size = node.device
-    number, links = group or (0, links)
-    return Entry(
-        name, mode, size, node.mtime_s, node.mtime_ns, node.uid, node.gid, int(flags), digest, links, number,
-        node.link, format_xattrs(dict(node.xattrs)) if node.xattrs else None,
-    )  # fmt: skip
-
-
-def file_entry(name: bytes, size: int, content: Content, *, mtime_s: int = 0) -> Entry:
-    """A small file of root's that we make ourselves."""
-    return Entry(name, 0o100644, size, mtime_s, 0, 0, 0, int(Flag.FILE) | content.flags, content.digest)

@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mica.errors import UserError
+from mica.metaimage.xattrs import OPAQUE, OVERLAY_PREFIX
+from mica.oci.whiteouts import AUFS_PREFIX, OPAQUE_MARKER, WHITEOUT_PREFIX
 from mica.tarstream import Kind, TarEntry, printable, quoted
 
 # ruff: noqa: SLF001 - tree and node are one thing in two classes
 
-WHITEOUT_PREFIX = b".wh."
-OPAQUE_MARKER = b".wh..wh..opq"
-AUFS_PREFIX = b".wh..wh."
-OPAQUE_XATTR = b"trusted.overlay.opaque"
 XATTR_MAX_BYTES = 255
 XATTR_MAX_COUNT = 255
 LIST_CAP = 1000
@@ -349,7 +347,7 @@ class LayerTree:
         return kept or _NO_XATTRS
 
     def _is_allowed(self, key: bytes) -> bool:
-        if key.startswith(b"trusted.overlay."):
+        if key.startswith(OVERLAY_PREFIX):
             return False
         return not (self._is_layer and key.startswith(b"user.overlay."))
 
@@ -402,7 +400,7 @@ class LayerTree:
         markers = sorted(name for name in directory.children if name.startswith(WHITEOUT_PREFIX))
         if OPAQUE_MARKER in markers:
             self._make_opaque(path, directory)
-        is_alone = OPAQUE_XATTR in directory.xattrs or directory in self._alone
+        is_alone = OPAQUE in directory.xattrs or directory in self._alone
         for marker in markers:
             assert directory._children is not None
             whiteout = directory._children.pop(marker)
@@ -418,13 +416,13 @@ class LayerTree:
             self._alone.update(child for child in directory.children.values() if child.kind is Kind.DIRECTORY)
 
     def _make_opaque(self, path: bytes, directory: Node) -> None:
-        if OPAQUE_XATTR in directory.xattrs:
+        if OPAQUE in directory.xattrs:
             return
         xattrs = dict(directory.xattrs)
         if len(xattrs) == XATTR_MAX_COUNT:
             key = max(xattrs)
             self._drop_xattr(path or b"/", key, xattrs.pop(key))
-        xattrs[OPAQUE_XATTR] = b"y"
+        xattrs[OPAQUE] = b"y"
         directory.xattrs = xattrs
         self._report.opaque.append(printable(path or b"/"))
 

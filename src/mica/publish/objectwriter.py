@@ -88,14 +88,16 @@ class ObjectWriter:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def add(self, owner: HasContent, stream: Readable, size: int) -> None:
-        """Take a file's data from a stream that ends after `size` bytes. Raises what storing earlier files raised."""
-        if size <= self._rules.chunking.minimum:
+    def add(self, owner: HasContent, stream: Readable, size: int, *, rule: ChunkRule | None = None) -> None:
+        """Take a file's data from a stream that ends after `size` bytes, cut by another rule than the repository's if
+        one is given. Raises what storing earlier files raised."""
+        rule = rule or self._rules.chunking
+        if size <= rule.minimum:
             self._add_piece(_Piece(owner, None, _read_all(stream, size)))
             return
         sizes: list[int] = []
         digests: dict[int, Digest] = {}
-        pieces = read_pieces(stream, self._rules.chunking)
+        pieces = read_pieces(stream, rule)
         first = next(pieces)
         if len(first) == size:
             self._add_piece(_Piece(owner, None, first))

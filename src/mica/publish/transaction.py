@@ -18,17 +18,18 @@ from mica.digest import Digest, Suffix, digest_of
 from mica.errors import NotFoundError
 from mica.files import replace_file
 from mica.publish.catalogtree import CatalogTree
-from mica.publish.ingest import file_entry
 from mica.publish.objectwriter import Content, ObjectRules, ObjectWriter
+from mica.publish.treerows import file_entry
 from mica.repo.catalog import NestedCatalog
 from mica.repo.catalogwriter import Stamp
-from mica.repo.entry import MARKER, Entry
+from mica.repo.chunking import ChunkRule
+from mica.repo.entry import MARKER, Chunk, Entry
 from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
 from mica.repo.history import History, RefKind, Reflog, Tag, format_history, format_reflog, parse_history, parse_reflog
 from mica.repo.manifest import NAME as MANIFEST
 from mica.repo.manifest import Manifest, sign_manifest
 from mica.repo.objects import Compression, pack, pack_stock, unpack
-from mica.store.base import ObjectStore, read_limited
+from mica.store.base import ObjectStore, Readable, read_limited
 
 REFLOG = ".cvmfsreflog"
 
@@ -84,6 +85,16 @@ class Transaction:
         self.objects.finish()
         assert holder.content is not None
         return file_entry(name, len(data), holder.content, mtime_s=mtime_s)
+
+    def store_stream(
+        self, name: bytes, stream: Readable, size: int, rule: ChunkRule
+    ) -> tuple[Entry, tuple[Chunk, ...]]:
+        """Store a file of any size, cut by a rule; return its entry and its chunks."""
+        holder = _Holder()
+        self.objects.add(holder, stream, size, rule=rule)
+        self.objects.finish()
+        assert holder.content is not None
+        return file_entry(name, size, holder.content), holder.content.chunks
 
     def marker(self) -> Entry:
         """The empty file that a nested catalog must hold; its object is stored."""

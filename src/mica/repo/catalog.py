@@ -39,6 +39,7 @@ COUNTERS = (
 """The twelve counters; each is stored once with `self_` and once with `subtree_` before its name."""
 
 _MAX_VALUE_BYTES = 1 << 20
+_ROWS_AT_ONCE = 256
 _COLUMNS = (
     "rowid, md5path_1, md5path_2, hardlinks, hash, size, mode, mtime, {mtimens}, flags, name, symlink, uid, gid, "
     "{xattr}"
@@ -81,6 +82,7 @@ class Catalog:
         )
         self._by_key = f"SELECT {columns} FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?"  # noqa: S608 - constants only
         self._by_parent = f"SELECT {columns} FROM catalog WHERE parent_1 = ? AND parent_2 = ? ORDER BY rowid"  # noqa: S608 - constants only
+        self._by_name = f"SELECT {columns} FROM catalog WHERE parent_1 = ? AND parent_2 = ? ORDER BY CAST(name AS BLOB)"  # noqa: S608 - constants only
         self._by_rowid = f"SELECT {columns} FROM catalog WHERE rowid = ?"  # noqa: S608 - constants only
         self._all = f"SELECT {columns}, parent_1, parent_2 FROM catalog ORDER BY rowid"  # noqa: S608 - constants only
 
@@ -122,6 +124,45 @@ class Catalog:
     def children(self, directory: PathHash) -> list[Row]:
         """Rows whose parent is this directory, hidden ones included."""
         return [self._row(row) for row in self._select(self._by_parent, directory)]
+
+    def children_by_name(self, directory: PathHash) -> Iterator[Row]:
+        """The same by the bytes of their names, a few at a time."""
+        with self.lock, _database_errors(self.name):
+            cursor = self._connection.execute(self._by_name, directory)
+        while True:
+            with self.lock, _database_errors(self.name):
+                rows = cursor.fetchmany(_ROWS_AT_ONCE)
+            if not rows:
+                return
+            for row in rows:
+                yield self._row(row)
+
+    def names_with_prefix(self, directory: PathHash, prefix: bytes) -> list[bytes]:
+        """Names in a directory that begin so, sorted."""
+        statement = """
+            SELECT CAST(name AS BLOB) FROM catalog
+            WHERE parent_1 = ? AND parent_2 = ? AND substr(CAST(name AS BLOB), 1, ?) = ? ORDER BY 1
+        """
+        return [name for (name,) in self._select(statement, (*directory, len(prefix), prefix))]
+
+    def has_prefix(self, prefix: bytes) -> bool:
+        """Whether any name begins so; looks at all."""
+        statement = "SELECT EXISTS (SELECT 1 FROM catalog WHERE substr(CAST(name AS BLOB), 1, ?) = ?)"
+        ((found,),) = self._select(statement, (len(prefix), prefix))
+        return bool(found)
+
+    def has_groups(self) -> bool:
+        """Whether there is any hard link group; looks at all rows."""
+        ((found,),) = self._select("SELECT EXISTS (SELECT 1 FROM catalog WHERE hardlinks >> 32 > 0)", ())
+        return bool(found)
+
+    def group_sizes(self, directory: PathHash) -> dict[int, int]:
+        """Number of members, in this directory, of its hard link groups."""
+        statement = """
+            SELECT hardlinks >> 32, count(*) FROM catalog WHERE parent_1 = ? AND parent_2 = ? AND hardlinks >> 32 > 0
+            GROUP BY 1
+        """
+        return dict(self._select(statement, directory))
 
     def parent_of(self, rowid: int) -> PathHash | None:
         rows = self._select("SELECT parent_1, parent_2 FROM catalog WHERE rowid = ?", (rowid,))

@@ -18,7 +18,8 @@ from mica.repo.entry import Chunk
 from mica.repo.objects import Compression
 
 SIZE_MAX = (1 << 63) - 1
-_NAME = re.compile(r"([0-9a-f]{2})/([0-9a-f]{38}(?:-rmd160|-shake128)?)\.(0|[1-9][0-9]{0,18})(\.parts)?(\.raw)?")
+_NAME = re.compile(r"([0-9a-f]{2})/([0-9a-f]{38})(-rmd160|-shake128|)\.(0|[1-9][0-9]{0,18})(\.parts)?(\.raw)?")
+_ALGORITHMS = {algorithm.text_id: algorithm for algorithm in Algorithm}
 _PART = struct.Struct(f"<I{DIGEST_SIZE}s")
 
 
@@ -41,10 +42,14 @@ class LocalName(NamedTuple):
     def parse(cls, text: str) -> "LocalName":
         """Raises ValueError for anything that `str()` does not give."""
         match = _NAME.fullmatch(text)
-        if match is None or int(match[3]) > SIZE_MAX:
+        if match is None:
             raise ValueError(f"not the name of content: {text[:120]!r}")
-        compression = Compression.NONE if match[5] else Compression.ZLIB
-        return cls(Digest.parse(match[1] + match[2]), compression, int(match[3]), bool(match[4]))
+        first, rest, text_id, digits, parts, raw = match.groups()
+        size = int(digits)
+        if size > SIZE_MAX:
+            raise ValueError(f"not the name of content: {text[:120]!r}")
+        digest = Digest(bytes.fromhex(first + rest), _ALGORITHMS[text_id])
+        return cls(digest, Compression.NONE if raw else Compression.ZLIB, size, parts is not None)
 
 
 def format_chunk_list(chunks: Sequence[Chunk]) -> bytes:

@@ -126,9 +126,10 @@ def _open_union(directory: RunDirectory, request: RunRequest, *, nodev: bool) ->
         base = directory.path if keep is None else stack.enter_context(_open_kept(keep))
         with mapped_os_errors("make the scratch layer"):
             rootfs.mkdir()
-            _make_scratch(base, request.layers)
-        options = OverlayOptions(data=request.data, volatile=keep is None, nodev=nodev)
-        plan = plan_overlay(request.layers, base / "upper", base / "work", rootfs, options)
+            _make_scratch(base, request.layers.lower)
+        layers = request.layers
+        options = OverlayOptions(layers.data, has_stubs=layers.has_stubs, volatile=keep is None, nodev=nodev)
+        plan = plan_overlay(layers.lower, base / "upper", base / "work", rootfs, options)
         yield stack.enter_context(_open_explained(plan, base))
 
 

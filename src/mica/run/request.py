@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mica.errors import UsageError, UserError
+from mica.node.stack import LayerStack
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Network = Literal["host", "none"]
@@ -61,16 +62,11 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """Mounted layers, top first, and what to do with them.
+    """Mounted layers, and what to do with them. `config` is the `config` object of the OCI image config, unchecked."""
 
-    config: the `config` object of the OCI image config, unchecked.
-    data: data-only layers below, where the layers are metadata images.
-    """
-
-    layers: tuple[Path, ...]
+    layers: LayerStack
     config: Mapping[str, Any] = field(default_factory=dict)
     options: RunOptions = RunOptions()
-    data: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

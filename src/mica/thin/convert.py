@@ -7,6 +7,7 @@ besides the object writer's.
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,12 +17,14 @@ from typing import NamedTuple, Protocol
 from mica.errors import UserError
 from mica.oci.image import ImageSource, LayerSource
 from mica.publish.catalogtree import CatalogTree, base_name, directory_entry, parent_path
-from mica.publish.ingest import build_layer_catalog, read_archive
-from mica.publish.layertree import Mode
+from mica.publish.ingest import Archive, build_layer_catalog, read_archive
+from mica.publish.layerimage import write_layer_image
+from mica.publish.layertree import CappedList, Mode
 from mica.publish.manager import ReleaseManager
 from mica.publish.transaction import Transaction
+from mica.repo.chunking import STANDARD_RULE, ChunkRule
 from mica.repo.entry import Entry, Flag
-from mica.tarstream import TarLimits
+from mica.tarstream import TarLimits, printable
 from mica.thin.descriptor import LAYER_LIMIT, ThinDescriptor, ThinLayer
 from mica.thin.layout import (
     LAYERS,
@@ -29,15 +32,22 @@ from mica.thin.layout import (
     chain_ids,
     chain_path,
     chain_target,
+    facts_path,
     hex_of,
     image_path,
     layer_path,
+    metadata_image_path,
     tree_path,
 )
 from mica.thin.record import ImageRecord, format_record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LAYER_BYTES = 1 << 40
+WHOLE_IMAGE_BYTES = 8 << 20
+"""A metadata image up to this is one object, for one round trip; larger ones come in several streams at once."""
+
+_UNCUT = ChunkRule(WHOLE_IMAGE_BYTES, WHOLE_IMAGE_BYTES, WHOLE_IMAGE_BYTES)
+_TOLD = ("split_hardlinks", "dropped_xattrs", "image_dropped_xattrs", "implied_directories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,33 @@ def _publish_layer(
         archive = read_archive(
             stream, transaction.objects, mode=Mode.LAYER, limits=tar_limits, require_end=False, progress=progress
         )
-    report = archive.report.to_json()
+    marker = transaction.marker()
+    sealed = build_layer_catalog(archive, path, TREE, [marker], store=transaction.store, work=transaction.work)
+    _make_room(transaction, parent_path(path))
+    transaction.catalogs.attach(path, sealed)
+    dropped = _publish_image(archive, layer, transaction)
+    report = archive.report.to_json() | {"image_dropped_xattrs": dropped.to_json()}
+    _publish_facts(layer, report, transaction)
+    return {name: report[name]["total"] for name in _TOLD}  # type: ignore[index]
+
+
+def _publish_image(archive: Archive, layer: LayerSource, transaction: Transaction) -> CappedList:
+    """The metadata image beside the layer; returns the attributes that it cannot say."""
+    path = metadata_image_path(layer.digest)
+    with tempfile.TemporaryFile(dir=transaction.work) as file:
+        report = write_layer_image(archive, file)
+        file.seek(0)
+        rule = STANDARD_RULE if report.file_bytes > WHOLE_IMAGE_BYTES else _UNCUT
+        entry, chunks = transaction.store_stream(base_name(path), file, report.file_bytes, rule)
+    transaction.catalogs.put(path, entry, chunks)
+    dropped = [
+        {"path": printable(one.path or b"/"), "name": printable(one.name), "bytes": one.size} for one in report.dropped
+    ]
+    return CappedList(list(dropped), report.dropped_total)
+
+
+def _publish_facts(layer: LayerSource, report: dict[str, object], transaction: Transaction) -> None:
+    path = facts_path(layer.digest)
     about = {
         "format_version": FORMAT_VERSION,
         "digest": layer.digest,
@@ -150,11 +186,7 @@ def _publish_layer(
         **report,
     }
     document = json.dumps(about, indent=1, sort_keys=True).encode("utf-8") + b"\n"
-    files = [transaction.store_file(b"layer.json", document), transaction.marker()]
-    sealed = build_layer_catalog(archive, path, TREE, files, store=transaction.store, work=transaction.work)
-    _make_room(transaction, parent_path(path))
-    transaction.catalogs.attach(path, sealed)
-    return {name: report[name]["total"] for name in ("split_hardlinks", "dropped_xattrs", "implied_directories")}  # type: ignore[index]
+    transaction.catalogs.put(path, transaction.store_file(base_name(path), document))
 
 
 def _make_room(transaction: Transaction, directory: bytes) -> None:

@@ -1,8 +1,9 @@
 """Where images live inside a repository (docs/format/thin-image.md): pure functions from digests and names to paths.
 
 /.layers/<d[:2]>/<d>/layerfs/            the layer tree; d = hex of the compressed layer's digest
-/.layers/<d[:2]>/<d>/layer.json          what it is and what was changed to fit
 /.layers/<d[:2]>/<d>/.cvmfscatalog       each layer is a nested catalog, so are .layers and .layers/<d[:2]>
+/.layers/<d[:2]>/<d>.erofs               its metadata image
+/.layers/<d[:2]>/<d>.json                layer facts: what it is and what was changed to fit
 /.chains-oci/<c[:2]>/<c>                 relative link from an OCI chain id to the layer on top of it
 /.images/<registry>/<repository>/<tag or digest>.json
 """
@@ -16,6 +17,7 @@ LAYERS = b"/.layers"
 CHAINS = b"/.chains-oci"
 IMAGES = b"/.images"
 TREE = b"layerfs"
+_IMAGE_SUFFIX = b".erofs"
 
 
 def hex_of(digest: str) -> str:
@@ -31,6 +33,21 @@ def layer_path(digest: str) -> bytes:
 
 def tree_path(digest: str) -> str:
     return f"{layer_path(digest).decode('ascii')}/{TREE.decode('ascii')}"
+
+
+def metadata_image_path(digest: str) -> bytes:
+    """Beside the layer: who wants the image alone needs no catalog of the tree (docs/format/thin-image.md)."""
+    return layer_path(digest) + _IMAGE_SUFFIX
+
+
+def metadata_image_of_tree(path: bytes) -> bytes | None:
+    """The same from the path of a layer tree; None for a tree elsewhere."""
+    layer, _, name = path.rpartition(b"/")
+    return layer + _IMAGE_SUFFIX if name == TREE and layer.startswith(LAYERS + b"/") else None
+
+
+def facts_path(digest: str) -> bytes:
+    return layer_path(digest) + b".json"
 
 
 def chain_path(chain_id: str) -> bytes:

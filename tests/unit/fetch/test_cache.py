@@ -8,7 +8,7 @@ import pytest
 
 from mica.digest import Algorithm, Digest
 from mica.errors import UserError
-from mica.fetch.cache import Cache
+from mica.fetch.cache import Cache, recover
 from mica.repo.objects import Compression
 
 DIGEST = Digest(bytes(range(20)), Algorithm.SHA1)
@@ -20,15 +20,15 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
 
 
-def add(cache: Cache, content: bytes, digest: Digest = DIGEST, compression: Compression = ZLIB) -> None:
-    with cache.adding(digest, compression) as new:
+def add(
+    cache: Cache, content: bytes, digest: Digest = DIGEST, compression: Compression = ZLIB, *, size: int | None = -1
+) -> None:
+    with cache.adding(digest, compression, len(content) if size == -1 else size) as new:
         new.write(content)
         os.close(new.commit())
 
 
-def get(
-    cache: Cache, size: int | None = None, digest: Digest = DIGEST, compression: Compression = ZLIB
-) -> bytes | None:
+def get(cache: Cache, size: int | None, digest: Digest = DIGEST, compression: Compression = ZLIB) -> bytes | None:
     descriptor = cache.open(digest, compression, size)
     if descriptor is None:
         return None
@@ -37,21 +37,44 @@ def get(
 
 
 def files(cache: Cache) -> list[Path]:
-    return [path for path in cache.root.rglob("*") if path.is_file()]
+    """Content, without what the cache writes about itself."""
+    own = {cache.root / "boot", cache.root / ".recovery"}
+    return [path for path in cache.root.rglob("*") if path.is_file() and path not in own]
 
 
 def test_content_comes_back(cache: Cache) -> None:
-    assert get(cache) is None
+    assert get(cache, 7) is None
     add(cache, b"content")
-    assert get(cache) == get(cache, 7) == b"content"
+    assert get(cache, 7) == b"content"
     (path,) = files(cache)
-    assert path.relative_to(cache.root).as_posix() == "00/0102030405060708090a0b0c0d0e0f10111213"
+    assert path.relative_to(cache.root).as_posix() == "objects/00/0102030405060708090a0b0c0d0e0f10111213.7"
     assert path.stat().st_mode & 0o777 == 0o600
     cache.close()
 
 
+def test_what_is_here_is_told_without_opening_it(cache: Cache) -> None:
+    assert not cache.has(DIGEST, ZLIB, 7)
+    add(cache, b"content")
+    add(cache, b"unsized", size=None)
+    assert cache.has(DIGEST, ZLIB, None)
+    assert cache.has(DIGEST, ZLIB, 7)
+    assert not cache.has(DIGEST, NONE, 7)
+    assert not cache.has(DIGEST, ZLIB, 8)
+    assert get(cache, 7) == b"content"
+    cache.close()
+
+
+def test_content_of_unknown_size_has_a_place_of_its_own(cache: Cache) -> None:
+    add(cache, b"tags", size=None)
+    assert get(cache, None) == b"tags"
+    assert get(cache, 4) is None
+    (path,) = files(cache)
+    assert path.parent.name == "unsized"
+    cache.close()
+
+
 def test_a_committed_descriptor_reads_from_the_beginning(cache: Cache) -> None:
-    with cache.adding(DIGEST, ZLIB) as new:
+    with cache.adding(DIGEST, ZLIB, 7) as new:
         new.write(b"con")
         new.write(b"tent")
         descriptor = new.commit()
@@ -60,37 +83,43 @@ def test_a_committed_descriptor_reads_from_the_beginning(cache: Cache) -> None:
 
 
 def test_what_is_not_committed_vanishes(cache: Cache) -> None:
-    with cache.adding(DIGEST, ZLIB) as new:
+    with cache.adding(DIGEST, ZLIB, 16) as new:
         new.write(b"half of the con")
-    assert get(cache) is None
+    assert get(cache, 16) is None
     assert files(cache) == []
 
 
 def test_a_file_of_another_size_is_removed(cache: Cache) -> None:
-    add(cache, b"cont")
+    add(cache, b"cont", size=7)
     assert get(cache, 7) is None
     assert files(cache) == []
     add(cache, b"")
     assert get(cache, 0) == b""
 
 
+def test_sizes_do_not_answer_for_each_other(cache: Cache) -> None:
+    add(cache, b"four")
+    assert get(cache, 5) is None
+    assert get(cache, 4) == b"four"
+
+
 def test_compressed_and_plain_do_not_answer_for_each_other(cache: Cache) -> None:
     """Who publishes says which it is: another repository's word must not reach this one's files."""
     add(cache, b"unpacked", compression=ZLIB)
-    assert get(cache, compression=NONE) is None
-    add(cache, b"as stored", compression=NONE)
-    assert get(cache, compression=ZLIB) == b"unpacked"
-    assert get(cache, compression=NONE) == b"as stored"
+    assert get(cache, 8, compression=NONE) is None
+    add(cache, b"asstored", compression=NONE)
+    assert get(cache, 8, compression=ZLIB) == b"unpacked"
+    assert get(cache, 8, compression=NONE) == b"asstored"
     assert len(files(cache)) == 2
 
 
 def test_algorithms_do_not_answer_for_each_other(cache: Cache) -> None:
     for algorithm in Algorithm:
         digest = Digest(DIGEST.raw, algorithm)
-        assert get(cache, digest=digest) is None
-        add(cache, algorithm.name.encode(), digest)
-    assert [get(cache, digest=Digest(DIGEST.raw, algorithm)) for algorithm in Algorithm] == [
-        algorithm.name.encode() for algorithm in Algorithm
+        assert get(cache, 1, digest) is None
+        add(cache, b"%d" % algorithm, digest)
+    assert [get(cache, 1, Digest(DIGEST.raw, algorithm)) for algorithm in Algorithm] == [
+        b"%d" % algorithm for algorithm in Algorithm
     ]
 
 
@@ -122,7 +151,7 @@ def test_deleting_files_is_safe_at_any_time(cache: Cache) -> None:
     descriptor = cache.open(DIGEST, ZLIB, 7)
     assert descriptor is not None
     files(cache)[0].unlink()
-    assert get(cache) is None
+    assert get(cache, 7) is None
     with os.fdopen(descriptor, "rb") as file:
         assert file.read() == b"content"
 
@@ -131,3 +160,18 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"Cannot use the cache directory {tmp_path}/file"):
         Cache(tmp_path / "file")
+
+
+def test_a_new_life_of_the_machine_drops_what_may_have_lost_its_tail(cache: Cache) -> None:
+    add(cache, b"whole")
+    add(cache, b"cut sho", Digest(bytes(20), Algorithm.SHA1), size=9)
+    add(cache, b"who knows", size=None)
+    (cache.root / "objects/.stray").touch()
+    (cache.root / "parts/some").touch()
+    recover(cache.root, "another life")
+    (path,) = files(cache)
+    assert path.read_bytes() == b"whole"
+    add(cache, b"cut sho", Digest(bytes(20), Algorithm.SHA1), size=9)
+    recover(cache.root, "another life")
+    assert len(files(cache)) == 2, "looked for twice in one life"
+    cache.close()

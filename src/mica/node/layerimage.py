@@ -1,0 +1,99 @@
+"""The metadata image of a layer for this node: the published one, else one made of the layer's catalogs.
+
+    obtain_layer_image(client, root, b"/.layers/ab/ab…/layerfs", target)
+
+Both are the same bytes where the layer was converted by mica. A published image costs the catalogs above the layer,
+which are small, and one object (a few at once for a large layer); it is read through before it gets its name, since the
+kernel will be given it. Any thread; two for one target only in different processes.
+"""
+
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import BinaryIO
+
+from mica.digest import Suffix
+from mica.errors import IntegrityError, NotFoundError
+from mica.fetch.client import ObjectName, RepositoryClient
+from mica.files import mapped_os_errors, owned_fd, replacing_file
+from mica.metaimage.fromcatalog import InodeMaker
+from mica.metaimage.reader import read_image
+from mica.metaimage.writer import STANDARD_LIMITS, ImageLimits, write_image
+from mica.node.catalogpath import Located, locate
+from mica.node.layertree import walk_layer
+from mica.repo.catalog import NestedCatalog
+from mica.repo.entry import Flag
+from mica.tarstream import quoted
+from mica.thin.layout import metadata_image_of_tree
+
+IMAGE_BYTES_MAX = 4 << 30
+_BLOCK_BYTES = 1 << 20
+
+
+def obtain_layer_image(
+    client: RepositoryClient,
+    root: NestedCatalog,
+    tree_path: bytes,
+    target: Path,
+    *,
+    limits: ImageLimits = STANDARD_LIMITS,
+) -> None:
+    """Put the image of the layer tree at a path of the revision with that root catalog under a name, whole or not at
+    all. Raises NotFoundError if there is no such tree, IntegrityError if image or catalogs are not right, UserError if
+    the tree is larger than the limits, and what fetching raises."""
+    published = metadata_image_of_tree(tree_path)
+    found = None if published is None else locate(client, root, published)
+    with (
+        mapped_os_errors(f"write the metadata image {target}"),
+        replacing_file(target, mode=0o600, durable=False) as file,
+    ):
+        if found is not None and found.row.entry.is_regular:
+            _fetch_image(client, found, file, f"{quoted(published or b'')} of {client.fqrn}")
+        else:
+            generate_layer_image(client, root, tree_path, file, limits=limits)
+
+
+def generate_layer_image(
+    client: RepositoryClient,
+    root: NestedCatalog,
+    tree_path: bytes,
+    file: BinaryIO,
+    *,
+    limits: ImageLimits = STANDARD_LIMITS,
+) -> None:
+    """Make it of the catalogs alone. Raises as `obtain_layer_image` does."""
+    top = locate(client, root, tree_path)
+    if top is None:
+        raise NotFoundError(f"There is no layer {quoted(tree_path)} in {client.fqrn}.")
+    maker = InodeMaker()
+    try:
+        write_image(walk_layer(client, top, tree_path, maker), file, maker.chunk_lists, limits=limits)
+    except ValueError as error:
+        raise IntegrityError(f"The layer {quoted(tree_path)} in {client.fqrn} is no tree: {error}.") from error
+
+
+def _fetch_image(client: RepositoryClient, found: Located, file: BinaryIO, what: str) -> None:
+    entry = found.row.entry
+    if entry.size > IMAGE_BYTES_MAX:
+        raise IntegrityError(f"{what} has {entry.size} bytes, more than a metadata image may have.")
+    try:
+        compression = entry.compression
+        if entry.flags & Flag.CHUNKED:
+            chunks = found.catalog.chunks(found.row)
+            with client.open_part(chunks, compression) as part:
+                client.fetch_chunks(part, part.missing(0, entry.size))
+                _copy(part.fd, file)
+        elif entry.digest is not None:
+            fd = client.open_object(ObjectName(entry.digest, Suffix.FILE, compression, entry.size))
+            with owned_fd(fd):
+                _copy(fd, file)
+    except ValueError as error:
+        raise IntegrityError(f"{what} has an impossible entry: {error}.") from error
+    file.flush()
+    deque(read_image(file, what), maxlen=0)
+
+
+def _copy(source: int, target: BinaryIO) -> None:
+    with open(source, "rb", closefd=False) as content:
+        content.seek(0)
+        shutil.copyfileobj(content, target, _BLOCK_BYTES)

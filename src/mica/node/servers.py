@@ -1,0 +1,82 @@
+"""The two servers of a node, as what a child process runs (`mount/serverprocess.py`). Neither knows who started it."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mica.errors import MicaError
+from mica.fetch.cache import Cache
+from mica.fetch.location import RepositoryLocation, open_repository
+from mica.mount.serverprocess import Stopped
+from mica.node.completion import Completion
+from mica.node.directory import NodeDirectory
+from mica.node.preparing import Preparation
+from mica.node.service import Service, Supply
+from mica.node.sessionprocess import serve_session
+from mica.node.stack import Method
+from mica.thin.descriptor import ThinDescriptor
+
+FILESYSTEM_NAME = "mica#objects"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """The order of `locations` numbers the repositories; a successor keeps it. `deadline_s`: how long the kernel's
+    requests wait for a successor before they fail. `complete_bytes_per_s`: how fast the rest of images in use is
+    fetched, 0 for not at all."""
+
+    directory: NodeDirectory
+    cache: Path
+    locations: tuple[RepositoryLocation, ...]
+    method: Method
+    deadline_s: float = 30.0
+    complete_bytes_per_s: int = 0
+
+
+def service_of(
+    settings: NodeSettings, *, first: ThinDescriptor | None = None
+) -> Callable[[Callable[[], None]], dict[str, int]]:
+    """The service; its result is its traffic. It begins with the layers of `first`, before anybody asks."""
+
+    def serve(ready: Callable[[], None]) -> dict[str, int]:
+        with contextlib.ExitStack() as stack:
+            cache = stack.enter_context(Cache(settings.cache))
+            clients = [stack.enter_context(open_repository(place, settings.cache)) for place in settings.locations]
+            supply = Supply(cache, clients)
+            rate = settings.complete_bytes_per_s
+            completion = Completion(cache, supply.answer, lambda: supply.last_asked, rate) if rate else None
+            preparation = Preparation(cache, clients, settings.directory, settings.method, completion)
+            if first is not None:
+                threading.Thread(target=_begin, args=(preparation, first), name="first", daemon=True).start()
+            with contextlib.suppress(Stopped):
+                Service(supply, preparation.operations).serve(settings.directory.service, ready)
+            return _total([client.counter.read()._asdict() for client in clients])
+
+    return serve
+
+
+def _begin(preparation: Preparation, descriptor: ThinDescriptor) -> None:
+    # Whoever asks for the layers joins this, or does it again and is told what is wrong.
+    with contextlib.suppress(MicaError):
+        preparation.obtain(descriptor)
+
+
+def _total(traffic: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(counts[name] for counts in traffic) for name in (traffic[0] if traffic else ())}
+
+
+def session_of(settings: NodeSettings, fuse_fd: int, *, resend: bool = False) -> Callable[[Callable[[], None]], None]:
+    """The server of the object filesystem; the descriptor stays the caller's."""
+
+    def serve(ready: Callable[[], None]) -> None:
+        ready()
+        with contextlib.suppress(Stopped):
+            serve_session(
+                os.dup(fuse_fd), settings.cache, settings.directory, len(settings.locations),
+                shows_all=settings.method is Method.ORDINARY, resend=resend,
+            )  # fmt: skip
+
+    return serve
