@@ -29,6 +29,7 @@ from mica.digest import Digest
 from mica.errors import UserError
 from mica.fetch.eviction import FRESH_S
 from mica.fetch.inventory import Kind
+from mica.fetch.ledger import Limits
 from mica.fetch.quota import Quota, Reservation
 from mica.files import allocated_bytes, explained_os_error, mapped_os_errors, owned_fd, replace_file, write_all
 from mica.logs import logger
@@ -174,6 +175,15 @@ class NewFile:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def set_limits(root: Path, most: int | None, keep_free: int | None) -> None:
+    """Limits in bytes for all who use a cache from now on, 0 for none; None leaves one as it is. Raises UserError."""
+    with Cache(root) as cache:
+        now = cache.quota.limits
+        cache.quota.set_limits(
+            Limits(now.most if most is None else most, now.keep_free if keep_free is None else keep_free)
+        )
 
 
 def link_into_fan(link: Callable[[], None], target: str) -> bool:

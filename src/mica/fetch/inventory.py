@@ -147,6 +147,11 @@ def _needed_lists(
     return frozenset(needed)
 
 
+def lists_of_image(root: Path, item: Item) -> list[str]:
+    """Names of the chunk lists that an image's record says it needs."""
+    return [] if len(item.names) == 1 else _lists_of(root / item.names[0]) or []
+
+
 def list_name(name: LocalName) -> str:
     """Of the chunk list of a file in chunks."""
     return f"lists/{name.digest.text}"

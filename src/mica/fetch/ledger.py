@@ -55,7 +55,6 @@ class Account:
 
 class Ledger:
     def __init__(self, path: Path, boot_id: str) -> None:
-        self._lock = threading.Lock()
         self._user = 0
         life = int(boot_id.replace("-", ""), 16)
         with mapped_os_errors(f"use {path}"):
@@ -65,6 +64,7 @@ class Ledger:
                 os.ftruncate(self._fd, _BYTES)
             self._map = mmap.mmap(self._fd, _BYTES)
         self._words = memoryview(self._map).cast("Q")
+        self._changing = _Changing(self._fd, self._words)
         self._begin((life >> 64, life & 0xFFFFFFFFFFFFFFFF))
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
@@ -88,21 +88,25 @@ class Ledger:
     def has_limits(self) -> bool:
         return bool(self._words[_LIMIT] or self._words[_KEEP_FREE])
 
+    @property
+    def keeps_free(self) -> bool:
+        return bool(self._words[_KEEP_FREE])
+
     def set_limits(self, limits: Limits) -> None:
         """For all who use the cache, from now on. While there are none nothing is accounted for."""
-        with self._changing() as words:
+        with self._changing as words:
             if not words[_LIMIT] and not words[_KEEP_FREE]:
                 words[_COUNTED] = 0
             words[_LIMIT], words[_KEEP_FREE] = limits.most, limits.keep_free
 
     def account(self) -> Account:
-        with self._changing() as words:
+        with self._changing as words:
             return Account(words[_TAKEN], words[_PROMISED], bool(words[_COUNTED]))
 
     def promise(self, size: int, available: int) -> bool:
         """Whether there is room for so many bytes; then they are ours until `take` or `give_back`. Nobody knows before
         the bytes were counted. `available` are the free bytes of the file system, if some of them have to stay free."""
-        with self._changing() as words:
+        with self._changing as words:
             limit = words[_LIMIT]
             if limit and (not words[_COUNTED] or words[_TAKEN] + words[_PROMISED] + size > limit):
                 return False
@@ -114,12 +118,12 @@ class Ledger:
             return True
 
     def give_back(self, size: int) -> None:
-        with self._changing():
+        with self._changing:
             self._release(size)
 
     def take(self, size: int, promised: int) -> None:
         """Bytes became part of the cache, `promised` of which we had been promised."""
-        with self._changing() as words:
+        with self._changing as words:
             words[_TAKEN] += size
             words[_ARRIVED] += size
             if promised:
@@ -127,12 +131,12 @@ class Ledger:
 
     def remove(self, size: int) -> None:
         """Bytes have left the cache."""
-        with self._changing() as words:
+        with self._changing as words:
             words[_TAKEN] -= min(size, words[_TAKEN])
 
     def begin_count(self) -> int:
         """To be given to `end_count`. Forgets users who were killed. One count at a time."""
-        with self._changing() as words:
+        with self._changing as words:
             for user in range(_FIRST_USER, _WORDS):
                 if words[user] and user != self._user and self._try_lock(user):
                     self._bury(user)
@@ -143,12 +147,9 @@ class Ledger:
     def end_count(self, found: int, begun: int) -> None:
         """What was found on the disk since `begin_count`. What arrived meanwhile may have been found or not: it counts
         once more."""
-        with self._changing() as words:
+        with self._changing as words:
             words[_TAKEN] = found + words[_ARRIVED] - begun
             words[_COUNTED] = 1
-
-    def _changing(self) -> "_Changing":
-        return _Changing(self._lock, self._fd, self._words)
 
     def _begin(self, life: tuple[int, int]) -> None:
         words = self._words
@@ -192,12 +193,12 @@ class Ledger:
 
 
 class _Changing:
-    """The record for a few instructions, alone. A class because a generator would double what a download pays."""
+    """The record, for a few instructions alone. No generator: it would double what a download pays."""
 
     __slots__ = ("_fd", "_lock", "_words")
 
-    def __init__(self, lock: threading.Lock, fd: int, words: "memoryview[int]") -> None:
-        self._lock = lock
+    def __init__(self, fd: int, words: "memoryview[int]") -> None:
+        self._lock = threading.Lock()
         self._fd = fd
         self._words = words
 

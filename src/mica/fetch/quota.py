@@ -135,6 +135,10 @@ class Quota:
         with self._evicting, locked_in_turn(self._root / "txn"):
             yield
 
+    def remover(self) -> Remover:
+        """Only while `evicting`; to be followed by a `count`."""
+        return Remover(self._root, self._held)
+
     def prune(self, to_bytes: int | None, older_than_s: float | None = None, *, rehearse: bool = False) -> Eviction:
         """Remove until the cache takes so many bytes at most, or all that was not used for so long; both: only such,
         and only until then. With `rehearse` only say what would be removed.
@@ -153,7 +157,7 @@ class Quota:
             return self._remove(items, goal)
 
     def _try_promise(self, size: int) -> bool:
-        return self._ledger.promise(size, self._available() if self._ledger.limits.keep_free else 0)
+        return self._ledger.promise(size, self._available() if self._ledger.keeps_free else 0)
 
     def _available(self) -> int:
         status = os.statvfs(self._root)
@@ -206,7 +210,7 @@ class Quota:
 
     def _remove(self, items: list[Item], goal: int | None) -> Eviction:
         let_go(self._root)
-        outcome = evict(items, goal, Remover(self._root, self._held))
+        outcome = evict(items, goal, self.remover())
         self._ledger.remove(outcome.freed_bytes)
         return outcome
 

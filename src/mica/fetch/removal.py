@@ -20,9 +20,10 @@ class Rehearsal:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._text = os.fspath(root)
 
     def look(self, item: Item) -> Use:
-        with _opened(self._root, item) as fd:
+        with _opened(self._text, item) as fd:
             if fd is None:
                 return Use.COLD
             if _is_in_use(fd, item):
@@ -33,7 +34,7 @@ class Rehearsal:
         pass
 
     def take(self, item: Item) -> Taken:
-        with _opened(self._root, item) as fd:
+        with _opened(self._text, item) as fd:
             if fd is None:
                 return Taken.GONE
             return Taken.IN_USE if _is_in_use(fd, item) else Taken.FREED
@@ -47,7 +48,7 @@ class Remover(Rehearsal):
         self._held = held
 
     def spare(self, item: Item, *, is_open: bool) -> None:
-        with _opened(self._root, item) as fd:
+        with _opened(self._text, item) as fd:
             if fd is not None:
                 os.utime(fd)
                 if not is_open:
@@ -55,18 +56,25 @@ class Remover(Rehearsal):
 
     def take(self, item: Item) -> Taken:
         """A file that is opened between the look and the removal stays readable where it is open, and is held."""
+        return self._remove(item, also_in_use=False)
+
+    def discard(self, item: Item) -> Taken:
+        """Remove it although it may be in use."""
+        return self._remove(item, also_in_use=True)
+
+    def _remove(self, item: Item, *, also_in_use: bool) -> Taken:
         with contextlib.ExitStack() as stack:
-            if any(name.startswith(f"{Kind.PART}/") for name in item.names):
+            if _is_part(item):
                 stack.enter_context(locked_in_turn(self._root / "parts"))
-            with _opened(self._root, item) as fd:
+            with _opened(self._text, item) as fd:
                 if fd is None:
                     return Taken.GONE
-                if _is_in_use(fd, item):
+                if not also_in_use and _is_in_use(fd, item):
                     return Taken.IN_USE
                 handle = self._held.handle(fd)
                 for name in item.names:
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self._root / name)
+                        os.unlink(f"{self._text}/{name}")
         if self._held.is_held(handle):
             self._held.add(handle, item.size)
             return Taken.HELD
@@ -74,10 +82,10 @@ class Remover(Rehearsal):
 
 
 @contextlib.contextmanager
-def _opened(root: Path, item: Item) -> Iterator[int | None]:
+def _opened(root: str, item: Item) -> Iterator[int | None]:
     """None for a file that is gone, or that another one has replaced."""
     try:
-        fd = os.open(root / item.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(f"{root}/{item.name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         yield None
         return
@@ -95,7 +103,11 @@ def _is_in_use(fd: int, item: Item) -> bool:
         if error.errno not in _NO_LEASES:
             raise
     # Nobody knows. A whole file may go at any time, but who fills a part or mounts an image relies on its name.
-    return item.kind in {Kind.PART, Kind.IMAGE}
+    return item.kind is Kind.IMAGE or _is_part(item)
+
+
+def _is_part(item: Item) -> bool:
+    return any(name.startswith(f"{Kind.PART}/") for name in item.names)
 
 
 def _is_in_memory(fd: int) -> bool:
