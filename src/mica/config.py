@@ -5,6 +5,7 @@ cache = "/var/lib/mica/cache"                # verified content
 proxies = "http://squid:3128;DIRECT"         # groups by `;`, members by `|`, as CVMFS_HTTP_PROXY
 method = "auto"                              # how layers are mounted: auto, or what `mica doctor` lists
 external = "/cvmfs"                          # where another client shows repositories, for method "external"
+complete_mb_s = 0                            # fetch the rest of images in use at this rate, 10^6 bytes/s; 0: do not
 deadline_s = 30                              # how long opens wait for a node that was killed, then they fail
 quota = "20G"                                # the most that the cache may take; "none", or not given: no limit
 keep_free = "5G"                             # what the cache leaves free on its file system; "none", not given: nothing
@@ -26,19 +27,23 @@ from mica.files import mapped_os_errors
 from mica.node.stack import Method
 from mica.sizes import parse_size
 
-_DEADLINE_MAX_S = 86400
+_NUMBER_MAX = 86400
+_NODE_KEYS = {
+    "cache", "proxies", "method", "external", "complete_mb_s", "deadline_s", "quota", "keep_free",
+}  # fmt: skip
 SYSTEM_CONFIG = Path("/etc/mica/config.toml")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`method` None: the best one. `deadline_s`: seconds. Bytes None: as it is, 0: no limit."""
+    """`method` None: the best one. Bytes None: as it is, 0: no limit."""
 
     cache: Path | None = None
     repositories: dict[str, RepositoryLocation] = field(default_factory=dict)
     method: Method | None = None
     external: Path = Path("/cvmfs")
     deadline_s: float = 30.0
+    complete_mb_s: float = 0.0
     quota_bytes: int | None = None
     keep_free_bytes: int | None = None
 
@@ -60,7 +65,7 @@ def load_config(path: Path | None) -> NodeConfig:
 def _config_from(document: dict[str, Any]) -> NodeConfig:
     _refuse_unknown(document, {"node", "repositories"}, "at the top")
     node = _table(document, "node")
-    _refuse_unknown(node, {"cache", "proxies", "method", "external", "deadline_s", "quota", "keep_free"}, "in [node]")
+    _refuse_unknown(node, _NODE_KEYS, "in [node]")
     proxies = _text(node, "proxies", "DIRECT")
     repositories = {}
     for fqrn in _table(document, "repositories"):
@@ -76,7 +81,8 @@ def _config_from(document: dict[str, Any]) -> NodeConfig:
         repositories,
         parse_method(_text(node, "method", "auto")),
         Path(_text(node, "external", "/cvmfs")),
-        _seconds(node, "deadline_s", 30.0),
+        _number(node, "deadline_s", 30.0),
+        _number(node, "complete_mb_s", 0.0),
         _limit(node, "quota"),
         _limit(node, "keep_free"),
     )
@@ -110,10 +116,10 @@ def _limit(table: dict[str, Any], name: str) -> int | None:
         raise ValueError(f"{name!r}: {error}") from error
 
 
-def _seconds(table: dict[str, Any], name: str, default: float) -> float:
+def _number(table: dict[str, Any], name: str, default: float) -> float:
     value = table.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _DEADLINE_MAX_S:
-        raise ValueError(f"{name!r} has to be a number of seconds from 0 to {_DEADLINE_MAX_S}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _NUMBER_MAX:
+        raise ValueError(f"{name!r} has to be a number from 0 to {_NUMBER_MAX}")
     return float(value)
 
 

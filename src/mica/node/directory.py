@@ -43,5 +43,9 @@ class NodeDirectory:
         return self.path / "node.json"
 
     @property
+    def counts(self) -> Path:
+        return self.path / "session.counts"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock"

@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ from mica.node.layerimage import obtain_layer_image
 from mica.repo.catalog import NestedCatalog
 from mica.thin.descriptor import ThinLayer
 
-# 64 bits: enough to tell the layers of one node apart, and short in the options of a mount.
-_NAME_DIGITS = 16
+# Enough to tell the layers of one node apart, and short in the options of a mount.
+_NAME_DIGITS = 24
 
 
 class LayerImages:
@@ -65,20 +66,29 @@ class LayerImages:
             replace_file(record, document.encode("utf-8"), mode=0o600, durable=False)
         return path
 
-    def mask(self) -> Path:
-        """An image that hides the directories of objects, for unions in which they would be seen."""
-        path = self._directory / "mask"
-        return self._flight.do(path, lambda: _write_mask(self._cache, path))
+    def mask(self, top: Path) -> Path:
+        """An image that hides the directories of objects, with the root directory of a mounted layer."""
+        status = top.stat()
+        xattrs = {name.encode(): os.getxattr(top, name) for name in os.listxattr(top)}
+        root = Inode(
+            status.st_mode, status.st_uid, status.st_gid, *divmod(status.st_mtime_ns, 1_000_000_000), xattrs=xattrs
+        )
+        path = self._directory / f"mask-{hashlib.sha256(repr(root).encode()).hexdigest()}"
+        return self._flight.do(path, lambda: _keep_mask(self._cache, path, root))
 
 
-def _write_mask(cache: Cache, path: Path) -> Path:
+def _keep_mask(cache: Cache, path: Path, root: Inode) -> Path:
     if not cache.touch(str(path)):
-        root = Inode(stat.S_IFDIR | 0o755)
-        whiteouts = ((b"/%02x" % number, Inode(stat.S_IFCHR)) for number in range(256))
-        image = io.BytesIO()
-        write_image(itertools.chain([(b"", root)], whiteouts), image)
-        replace_file(path, image.getvalue(), mode=0o600, durable=False)
+        replace_file(path, format_mask(root), mode=0o600, durable=False)
     return path
+
+
+def format_mask(root: Inode) -> bytes:
+    """An image with this root directory and a whiteout for each directory of objects."""
+    whiteouts = ((b"/%02x" % number, Inode(stat.S_IFCHR)) for number in range(256))
+    image = io.BytesIO()
+    write_image(itertools.chain([(b"", root)], whiteouts), image)
+    return image.getvalue()
 
 
 def _read_root(record: Path) -> str | None:

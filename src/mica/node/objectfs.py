@@ -2,6 +2,7 @@
 
     /<number>/ab/…     the trigger directory of one repository
     /any/ab/…          the same, for whichever repository has it
+    /ready             an empty file (`prime`)
     /e/…               answers EIO to everything: the last of a union's data layers, so that what could not be fetched
                        is an I/O error and not a missing file
 
@@ -23,8 +24,9 @@ import re
 import stat
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from mica.errors import MicaError
@@ -36,13 +38,16 @@ from mica.mount import fuse_abi
 from mica.mount.fuse_abi import ATTR_OUT, ENTRY_OUT, Buffer, Opcode, Statfs
 from mica.mount.fuse_dispatch import PENDING, Handler, Pending, Request
 from mica.mount.tree import ROOT_INODE, Attributes
+from mica.node.counts import SharedCounts
 from mica.node.messages import ANY_REPOSITORY, Kind, Question, Result
 from mica.repo.localname import LocalName
 
 _log = logger(__name__)
 ERROR_DIRECTORY: Final = "e"
 ANY_DIRECTORY: Final = "any"
+_READY_FILE: Final = "ready"
 _ERROR_NODE: Final = 2
+_READY_NODE: Final = 3
 # Which kind of node a number is of. An inode number of the cache's file system is below 2**56.
 _DIRECTORY_BIT: Final = 1 << 60
 _PART_BIT: Final = 1 << 61
@@ -50,7 +55,7 @@ _OBJECT_BIT: Final = 1 << 62
 _REPOSITORY_SHIFT: Final = 16
 _FAN_BIT: Final = 1 << 8
 _FAN_NAME = re.compile(rb"[0-9a-f]{2}")
-_DIGITS_MAX: Final = 5
+_NUMBER = re.compile(r"[0-9]{1,4}")
 _OPEN_PARTS: Final = 128
 _STATFS_BLOCK_BYTES: Final = 4096
 _FOR_EVER_S: Final = 1 << 31
@@ -80,7 +85,9 @@ class ObjectFileSystem:
 
     complete: Callable[[int, Buffer | OSError], None]
 
-    def __init__(self, cache: Cache, repositories: int, supplier: Supplier, *, shows_all: bool = False) -> None:
+    def __init__(
+        self, cache: Cache, repositories: int, supplier: Supplier, counts: SharedCounts, *, shows_all: bool = False
+    ) -> None:
         self._cache = cache
         self._repositories = repositories
         self._supplier = supplier
@@ -92,7 +99,7 @@ class ObjectFileSystem:
         self._numbers = itertools.count(1)
         self._parts: OrderedDict[LocalName, PartFile] = OrderedDict()
         self._handed_over: deque[tuple[float, str]] = deque()
-        self.counts = Counter[str]()
+        self._counts = counts
 
     @property
     def handlers(self) -> Mapping[int, Handler]:
@@ -134,7 +141,7 @@ class ObjectFileSystem:
     def _ask(self, kind: Kind, request: Request, held: _Held, offset: int = 0, size: int = 0) -> Pending:
         question = Question(kind, request.unique, held.repository, held.name, offset, size)
         self._waiting[request.unique] = question
-        self.counts["asked"] += 1
+        self._counts.add(questions=1)
         self._supplier.ask(question)
         return PENDING
 
@@ -156,9 +163,9 @@ class ObjectFileSystem:
     def _lookup(self, request: Request) -> Buffer | Pending:
         name = fuse_abi.parse_name(request.body)
         node = request.nodeid
-        self.counts["lookups"] += 1
+        self._counts.add(lookups=1)
         if node == ROOT_INODE:
-            return _directory_entry(self._top(name))
+            return self._top(name)
         if not node & _DIRECTORY_BIT:
             raise OSError(errno.EIO, "the directory of errors")
         repository = (node & ~_DIRECTORY_BIT) >> _REPOSITORY_SHIFT
@@ -180,14 +187,17 @@ class ObjectFileSystem:
             raise _absent()
         return self._ask(Kind.PART if held.name.in_chunks else Kind.OBJECT, request, held)
 
-    def _top(self, name: bytes) -> int:
-        if name == ERROR_DIRECTORY.encode("ascii"):
-            return _ERROR_NODE
-        if name == ANY_DIRECTORY.encode("ascii"):
-            return _DIRECTORY_BIT | ANY_REPOSITORY << _REPOSITORY_SHIFT
-        if not name.isdigit() or len(name) > _DIGITS_MAX or int(name) >= self._repositories:
+    def _top(self, name: bytes) -> Buffer:
+        text = name.decode("ascii", "replace")
+        if text == _READY_FILE:
+            return ENTRY_OUT.pack(_READY_NODE, 0, *_FOR_EVER, *fuse_abi.attr_fields(_file(_READY_NODE, 0)))
+        if text == ERROR_DIRECTORY:
+            return _directory_entry(_ERROR_NODE)
+        if text == ANY_DIRECTORY:
+            return _directory_entry(_DIRECTORY_BIT | ANY_REPOSITORY << _REPOSITORY_SHIFT)
+        if _NUMBER.fullmatch(text) is None or int(text) >= self._repositories:
             raise _absent()
-        return _DIRECTORY_BIT | int(name) << _REPOSITORY_SHIFT
+        return _directory_entry(_DIRECTORY_BIT | int(text) << _REPOSITORY_SHIFT)
 
     def _hand_over(self, name: LocalName) -> None:
         """Give the file a name where the kernel looks next. It has looked into the cache already, in vain."""
@@ -210,13 +220,18 @@ class ObjectFileSystem:
 
     def _getattr(self, request: Request) -> Buffer:
         node = request.nodeid
-        attributes = _file(node, self._held(node).name.size) if node & (_PART_BIT | _OBJECT_BIT) else _directory(node)
+        if node == _READY_NODE:
+            attributes = _file(node, 0)
+        elif node & (_PART_BIT | _OBJECT_BIT):
+            attributes = _file(node, self._held(node).name.size)
+        else:
+            attributes = _directory(node)
         return ATTR_OUT.pack(_FOR_EVER_S, 0, 0, *fuse_abi.attr_fields(attributes))
 
     def _read(self, request: Request) -> Buffer | Pending:
         read = fuse_abi.parse_read_in(request.body)
         held = self._held(request.nodeid)
-        self.counts["reads"] += 1
+        self._counts.add(reads=1)
         if held.name.in_chunks:
             part = self._part(held.name)
             if part.missing(read.offset, read.size):
@@ -262,6 +277,13 @@ class ObjectFileSystem:
         status = os.statvfs(self._cache.root)
         blocks = status.f_blocks * status.f_frsize // _STATFS_BLOCK_BYTES
         return fuse_abi.format_statfs_out(Statfs(blocks=blocks, bfree=0, bavail=0, files=status.f_files, ffree=0))
+
+
+def prime(mountpoint: Path) -> None:
+    """Have the kernel find out at once, and not while the server is away, what it need not ask: the first close(2) of a
+    file would otherwise wait for a successor."""
+    with owned_fd(os.open(mountpoint / _READY_FILE, os.O_RDONLY | os.O_CLOEXEC)) as fd, contextlib.suppress(OSError):
+        os.getxattr(fd, "trusted.mica")
 
 
 def _absent() -> OSError:

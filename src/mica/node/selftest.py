@@ -32,7 +32,9 @@ from mica.mount.fuse_session import FuseSession, mount_fuse
 from mica.mount.imagemount import mount_image
 from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
 from mica.mount.serverprocess import run_in_child
+from mica.node.counts import SharedCounts
 from mica.node.directory import NodeDirectory
+from mica.node.images import format_mask
 from mica.node.messages import Question, Result
 from mica.node.objectfs import ObjectFileSystem
 from mica.node.stack import Method, plan_stack
@@ -41,6 +43,7 @@ from mica.repo.objects import Compression, pack
 
 _CONTENT = b"what the self-test fetches\n"
 _KEPT_VERSION = 1
+_DIRECTORY = Inode(stat.S_IFDIR | 0o755)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,8 @@ def _test_in_private(work: Path) -> KernelFacts:
     packed = pack(_CONTENT, Algorithm.SHA1, Compression.ZLIB)
     good = LocalName(packed.digest, Compression.ZLIB, len(_CONTENT))
     bad = good._replace(size=len(_CONTENT) + 1)
-    _write_test_image(work / "image", {b"/bad": bad, b"/good": good})
-    _write_test_image(work / "mask", {})
+    _write_test_image(work / "image", {b"/d/bad": bad, b"/d/good": good})
+    (work / "mask").write_bytes(format_mask(_DIRECTORY))
     by_file = _reason(lambda: _mount_both(work, by_loop=False))
     by_loop = _reason(lambda: _mount_both(work, by_loop=True))
     if by_file and by_loop:
@@ -130,7 +133,7 @@ def _reason(test: Callable[[], None]) -> str:
 
 def _write_test_image(path: Path, files: dict[bytes, LocalName]) -> None:
     image = io.BytesIO()
-    entries = [(b"", Inode(stat.S_IFDIR | 0o755))]
+    entries = [(b"", _DIRECTORY), (b"/d", _DIRECTORY)]
     entries += [
         (name, Inode(stat.S_IFREG | 0o644, size=content.size, content=content)) for name, content in files.items()
     ]
@@ -177,10 +180,12 @@ def _test_union(base: Path, work: Path, good: LocalName, *, shows_all: bool) -> 
         options = OverlayOptions(data=stack.data, has_stubs=stack.has_stubs)
         plan = plan_overlay(stack.lower, base / "upper", base / "work", base / "merged", options)
         with open_overlay(plan) as merged:
-            if (merged / "good").read_bytes() != _CONTENT:
+            if (merged / "d/good").read_bytes() != _CONTENT:
                 raise OSError(errno.EIO, "a file that was fetched has other content")
+            if os.listdir(merged) != ["d"]:
+                raise OSError(errno.EIO, "the names of objects show")
             try:
-                (merged / "bad").read_bytes()
+                (merged / "d/bad").read_bytes()
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
@@ -191,7 +196,8 @@ def _test_union(base: Path, work: Path, good: LocalName, *, shows_all: bool) -> 
 @contextlib.contextmanager
 def _serving(cache: Cache, node: NodeDirectory, good: LocalName, *, shows_all: bool) -> Iterator[None]:
     supplier = _Supplier(cache, good)
-    filesystem = supplier.filesystem = ObjectFileSystem(cache, 1, supplier, shows_all=shows_all)
+    counts = SharedCounts(node.counts)
+    filesystem = supplier.filesystem = ObjectFileSystem(cache, 1, supplier, counts, shows_all=shows_all)
     fd = mount_fuse(node.objects, name="mica#selftest")
     session = FuseSession(fd, filesystem, more_flags=fuse_abi.FUSE_NO_OPEN_SUPPORT)
     device = linux.mounted_device(node.objects)

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,8 @@ class Supply:
         self._clients = clients
         self._lock = threading.Lock()
         self._parts: OrderedDict[LocalName, PartFile] = OrderedDict()
+        self.last_asked = 0.0
+        """When somebody who waits last asked (time.monotonic)."""
 
     def answer(self, question: Question) -> Result:
         """Never raises an Exception: what goes wrong is told once in the log and becomes an errno."""
@@ -60,6 +63,8 @@ class Supply:
 
     def _supply(self, client: RepositoryClient, question: Question) -> int:
         name = question.name
+        if question.kind is not Kind.RANGE:
+            client.counter.add(files_opened=1)
         if not name.in_chunks:
             os.close(client.open_object(ObjectName(name.digest, Suffix.FILE, name.compression, name.size)))
             return 0
@@ -87,6 +92,7 @@ class Service:
     def __init__(self, supply: Supply, operations: Mapping[str, Operation]) -> None:
         self._supply = supply
         self._operations = operations
+        self._is_ending = False
 
     def serve(self, path: Path, ready: Callable[[], None]) -> Never:
         """Take connections until an exception, such as that of a signal's handler, ends it."""
@@ -98,6 +104,7 @@ class Service:
                     connection, _ = server.accept()
                     threading.Thread(target=self._talk, args=(connection, pool), name="talk", daemon=True).start()
         finally:
+            self._is_ending = True
             # Downloads under way may take until their servers' time-out: nobody waits for them any more.
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -114,7 +121,11 @@ class Service:
             _log.exception("a connection ends")
 
     def _answer(self, question: Question, connection: socket.socket) -> None:
+        self._supply.last_asked = time.monotonic()
         result = self._supply.answer(question)
+        # What fails because we end is asked again of our successor.
+        if result.errno and self._is_ending:
+            return
         # Whoever asked may be gone; its successor asks again.
         with contextlib.suppress(OSError):
             connection.send(format_result(result))

@@ -18,8 +18,10 @@ from mica.fetch.cache import Cache
 from mica.logs import logger
 from mica.mount import fuse_abi
 from mica.mount.fuse_session import FuseSession
+from mica.node.counts import SharedCounts
+from mica.node.directory import NodeDirectory
 from mica.node.messages import MESSAGE_BYTES, Question, format_question, parse_result
-from mica.node.objectfs import ObjectFileSystem
+from mica.node.objectfs import ObjectFileSystem, prime
 from mica.node.sockets import connect
 
 _log = logger(__name__)
@@ -66,19 +68,17 @@ def _connected(path: Path) -> socket.socket:
 
 
 def serve_session(
-    fuse_fd: int, cache: Path, service: Path, repositories: int, *, shows_all: bool = False, resend: bool = False
+    fuse_fd: int, cache: Path, node: NodeDirectory, repositories: int, *, shows_all: bool = False, resend: bool = False
 ) -> None:
-    """Serve an open /dev/fuse until the file system is unmounted. `service` is the socket of the service.
-
-    With `resend` a predecessor served it before.
-    """
-    line = ServiceLine(service)
-    with Cache(cache) as store:
-        filesystem = ObjectFileSystem(store, repositories, line, shows_all=shows_all)
+    """Serve an open /dev/fuse until the file system is unmounted. With `resend` a predecessor served it before."""
+    line = ServiceLine(node.service)
+    with Cache(cache) as store, SharedCounts(node.counts) as counts:
+        filesystem = ObjectFileSystem(store, repositories, line, counts, shows_all=shows_all)
         session = FuseSession(fuse_fd, filesystem, more_flags=fuse_abi.FUSE_NO_OPEN_SUPPORT)
         filesystem.complete = session.complete
         threading.Thread(target=line.serve, args=(filesystem,), name="service-line", daemon=True).start()
         session.start()
+        threading.Thread(target=prime, args=(node.objects,), name="prime", daemon=True).start()
         threading.Thread(target=sweep_handover, args=(cache,), name="sweep", daemon=True).start()
         if resend and not session.resend():
             _log.warning("this kernel cannot send again what a predecessor left unanswered")

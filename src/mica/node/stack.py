@@ -52,10 +52,11 @@ def plan_stack(
 ) -> LayerStack:
     """A union of mounted metadata images, top first, whose content is in these repositories, by number.
 
-    Without data-only layers there is `mask`, a mounted image that hides the directories of objects.
+    Without data-only layers there is `mask`, a mounted image that hides the directories of objects. It has to be the
+    top one: overlayfs looks a redirect up in all layers below the file's, and would stop at its whiteouts.
     """
     if mask is not None:
-        return LayerStack((*images, mask, node.objects / ANY_DIRECTORY), has_stubs=True)
+        return LayerStack((mask, *images, node.objects / ANY_DIRECTORY), has_stubs=True)
     triggers = [node.objects / str(number) for number in repositories]
     data = (cache.root / "objects", *triggers, cache.root / "handover", node.objects / ERROR_DIRECTORY)
     return LayerStack(tuple(images), data, has_stubs=True)

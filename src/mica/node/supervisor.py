@@ -81,7 +81,7 @@ def stop_node(directory: Path) -> None:
             with contextlib.suppress(OSError):
                 linux.umount2(target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
             target.rmdir()
-        for file in (node.facts, node.holder, node.service, node.lock):
+        for file in (node.facts, node.holder, node.service, node.counts, node.lock):
             file.unlink(missing_ok=True)
         node.path.rmdir()
 

@@ -15,6 +15,7 @@ from mica.mount import fuse_abi
 from mica.mount.fuse_abi import Buffer, Opcode, ReadIn
 from mica.mount.fuse_dispatch import PENDING, Pending, Request
 from mica.mount.tree import ROOT_INODE
+from mica.node.counts import SharedCounts
 from mica.node.messages import ANY_REPOSITORY, Kind, Question, Result
 from mica.node.objectfs import ObjectFileSystem
 from mica.repo.entry import Chunk
@@ -76,7 +77,8 @@ def make_kernel(cache: Cache, *, shows_all: bool = False) -> Kernel:
         def ask(self, question: Question) -> None:
             asked.append(question)
 
-    filesystem = ObjectFileSystem(cache, 2, Supplier(), shows_all=shows_all)
+    counts = SharedCounts(cache.root / "counts")
+    filesystem = ObjectFileSystem(cache, 2, Supplier(), counts, shows_all=shows_all)
     filesystem.complete = heard.__setitem__
     return Kernel(filesystem, asked, heard)
 

@@ -23,7 +23,7 @@ def test_content_is_asked_of_the_cache_first_and_of_the_errors_last(tmp_path: Pa
 def test_without_data_layers_the_objects_are_the_lowest_and_hidden(tmp_path: Path) -> None:
     with Cache(tmp_path) as cache:
         stack = plan_stack(IMAGES, cache, NodeDirectory(Path("/n")), [0, 3], mask=Path("/n/layers/mask"))
-    assert stack.lower == (*IMAGES, Path("/n/layers/mask"), Path("/n/objects/any"))
+    assert stack.lower == (Path("/n/layers/mask"), *IMAGES, Path("/n/objects/any"))
     assert stack.data == ()
     assert LayerStack.from_json(stack.to_json()) == stack
 

@@ -1,0 +1,171 @@
+"""Real nodes for tests: a published image, a server that can misbehave, `mica node` as processes, unions made of it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.cli import mica
+from tests.support.webserver import WebServer, serving
+from tests.unit.oci.samples import make_sample, make_tar, write_layout
+
+from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
+from mica.node.client import open_node
+from mica.node.stack import LayerStack
+
+FQRN = "node.example.org"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """An image of our own in a repository. `descriptor` is the document of its thin image, `thin` where that is."""
+
+    state: Path
+    www: Path
+    thin: str
+    descriptor: dict[str, Any]
+
+    @property
+    def key(self) -> Path:
+        return self.state / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A publication that is served."""
+
+    publication: Publication
+    server: WebServer
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.url}/{FQRN}"
+
+
+def publish(work: Path, *layers: Mapping[str, bytes | str]) -> Publication:
+    """Layers of files, bottom first, converted."""
+    state, storage = work / "state", work / "www" / FQRN
+    layout = write_layout(work / "image", make_sample([make_tar(files) for files in layers]))
+    for command in (
+        ("repo", "create", FQRN, "--storage", storage),
+        ("convert", f"oci:{layout}", FQRN, "--tag", "test/image:1", "-o", f"oci:{work / 'thin'}:1"),
+    ):
+        done = mica(state, *command)
+        assert done.code == 0, done.stderr
+    shown = mica(state, "inspect", f"oci:{work / 'thin'}:1", "--json")
+    layer_documents = [{"digest": layer["digest"], "url": layer["url"]} for layer in json.loads(shown.stdout)["layers"]]
+    descriptor = {"version": "1.0", "origin": "test/image:1", "layers": layer_documents}
+    return Publication(state, work / "www", f"oci:{work / 'thin'}:1", descriptor)
+
+
+@contextlib.contextmanager
+def served(publication: Publication) -> Iterator[Published]:
+    with serving(publication.www) as server:
+        yield Published(publication, server)
+
+
+class RunningNode:
+    """`mica node` in a directory; started and killed at will, gone at the end of `running_node`."""
+
+    def __init__(self, work: Path, image: Published, settings: str) -> None:
+        self.directory = work / "node"
+        self.cache = work / "cache"
+        self.log = work / "node.log"
+        self._image = image
+        self._config = work / "node.toml"
+        self._config.write_text(
+            f"[node]\ncache = '{self.cache}'\n{settings}\n"
+            f"[repositories.'{FQRN}']\nurls = ['{image.url}']\nkeys = ['{image.publication.key}']\n"
+        )
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mica", "node", "--config", str(self._config), "--node", str(self.directory)]
+        environment = {**os.environ, "MICA_STATE": str(self.cache.parent / "none")}
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
+            )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().startswith("ready"), self.log.read_text()
+
+    @property
+    def supervisor(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def servers(self) -> dict[str, int]:
+        """Process ids of the service and the session."""
+        with open_node(self.directory / "service.sock") as node:
+            service = int(node.ask("status")["pid"])
+        children = _children(self.supervisor)
+        holder = [pid for pid in children if b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        (session,) = children - {service} - set(holder)
+        return {"service": service, "session": session}
+
+    def kill(self) -> None:
+        """All of it but the holder, as a crash would."""
+        victims = [self.supervisor, *self.servers().values()]
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        self._reap()
+
+    def terminate(self) -> None:
+        os.kill(self.supervisor, signal.SIGTERM)
+        self._reap()
+
+    def stop(self) -> None:
+        if self.directory.exists():
+            done = mica(self.cache.parent / "none", "node", "--stop", "--node", str(self.directory))
+            assert done.code == 0, done.stderr
+        if self._process is not None:
+            self._reap()
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.wait(20)
+        self._process.stdout.close()
+        self._process = None
+
+    @contextlib.contextmanager
+    def union(self, *, writable: bool = False, label: str = "union") -> Iterator[Path]:
+        """The image's layers as one directory."""
+        base = self.directory.parent / label
+        for name in ("upper", "work", "merged"):
+            (base / name).mkdir(parents=True)
+        with open_node(self.directory / "service.sock") as node:
+            stack = LayerStack.from_json(node.ask("layers", descriptor=self._image.publication.descriptor))
+            scratch = (base / "upper", base / "work") if writable else (None, None)
+            options = OverlayOptions(stack.data, has_stubs=stack.has_stubs)
+            plan = plan_overlay(stack.lower, *scratch, base / "merged", options)
+            with open_overlay(plan) as merged:
+                yield merged
+
+
+@contextlib.contextmanager
+def running_node(work: Path, image: Published, settings: str = "") -> Iterator[RunningNode]:
+    """`settings` are lines of the section `[node]`."""
+    node = RunningNode(work, image, settings)
+    node.start()
+    try:
+        yield node
+    finally:
+        node.stop()
+
+
+def _children(parent: int) -> set[int]:
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                state, of = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if int(of) == parent and state != "Z":
+                    found.add(int(entry.name))
+    return found
