@@ -117,16 +117,13 @@ class Cache:
     def account(self, path: str) -> None:
         """Count a file that was given its name otherwise than by `NewFile.commit`. Raises UserError, and removes the
         file, if there is no room for it."""
-        with self.quota.reserving(0) as room:
-            try:
-                size = allocated_bytes(os.stat(path))
-                room.cover(size)
-                room.keep(size)
-            except FileNotFoundError:
-                pass
-            except UserError:
-                os.unlink(path)
-                raise
+        try:
+            self.quota.admit(allocated_bytes(os.stat(path)))
+        except FileNotFoundError:
+            pass
+        except UserError:
+            os.unlink(path)
+            raise
 
     def name_file(self, fd: int, path: str) -> bool:
         """Give an open file a name; one that is there already stays, and is told by False. Raises OSError."""

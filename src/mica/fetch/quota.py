@@ -102,9 +102,33 @@ class Quota:
         room.cover(size)
         return room
 
+    def fits(self, size: int) -> bool:
+        """Whether content of so many bytes could come in now without anything leaving: for what nobody waits for."""
+        if not self._ledger.has_limits:
+            return True
+        if not self._ledger.account().is_counted:
+            with mapped_os_errors(f"count the cache {self._root}"), self.evicting():
+                self.count()
+        size = self.blocks(size)
+        if not self._try_promise(size):
+            return False
+        self.give_back(size)
+        return True
+
     def blocks(self, size: int) -> int:
         """What content of so many bytes takes on disk."""
         return -(-size // self._block_bytes) * self._block_bytes
+
+    def admit(self, size: int) -> None:
+        """Count what is here already. Raises UserError if there is no room for it: then it has to go."""
+        if self._ledger.has_limits:
+            self._refuse_giant(size)
+            self._ledger.take(size, 0)
+            try:
+                self.promise(0)
+            except UserError:
+                self._ledger.remove(size)
+                raise
 
     def promise(self, size: int) -> None:
         if not self._try_promise(size):
@@ -164,13 +188,7 @@ class Quota:
         return status.f_bavail * status.f_frsize
 
     def _make_room(self, size: int) -> None:
-        limits = self._ledger.limits
-        if limits.most and size > limits.most:
-            raise UserError(
-                f"{format_size(size)} do not fit into the cache {self._root}, whose quota is "
-                f"{format_size(limits.most)}.",
-                hint="Raise its quota.",
-            )
+        self._refuse_giant(size)
         give_up = time.monotonic() + _WAIT_MAX_S
         with self.evicting():
             while not self._try_promise(size):
@@ -181,6 +199,14 @@ class Quota:
                     self._hopeless_until = max(self._hopeless_until, time.monotonic() + _HOPELESS_S)
                     raise self._no_room(size)
                 time.sleep(wait_s)
+
+    def _refuse_giant(self, size: int) -> None:
+        most = self._ledger.limits.most
+        if most and size > most:
+            raise UserError(
+                f"{format_size(size)} do not fit into the cache {self._root}, whose quota is {format_size(most)}.",
+                hint="Raise its quota.",
+            )
 
     def _sweep(self, size: int) -> float | None:
         """Remove so much that a reservation fits, if that can be; otherwise after how many seconds it may be."""
@@ -215,7 +241,8 @@ class Quota:
         return outcome
 
     def _no_room(self, size: int) -> UserError:
-        limits, taken = self._ledger.limits, self._ledger.account().taken
+        limits, account = self._ledger.limits, self._ledger.account()
+        taken = account.taken + account.promised
         hint = "End what uses it, or change its limits; mica cache ls shows what is in use."
         if limits.most and taken + size > limits.most:
             return UserError(
