@@ -16,7 +16,8 @@ from pathlib import Path
 from mica import linux
 from mica.files import owned_fd, replace_file
 
-_GONE = {errno.ESTALE, errno.ENOENT}
+# ENOMEM is what ext4 says while its number is being given to a new file (iget_locked() meets I_CREATING, fs/inode.c).
+_GONE = {errno.ESTALE, errno.ENOENT, errno.ENOMEM}
 _NO_HANDLES = {errno.EOPNOTSUPP, errno.EPERM, errno.EOVERFLOW, errno.ENOSYS}
 
 

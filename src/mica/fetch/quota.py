@@ -126,9 +126,9 @@ class Quota:
             self._ledger.take(size, 0)
             try:
                 self.promise(0)
-            except UserError:
+            except UserError as error:
                 self._ledger.remove(size)
-                raise
+                raise self._no_room(size) from error
 
     def promise(self, size: int) -> None:
         if not self._try_promise(size):
