@@ -13,6 +13,7 @@ from mica.cli.options import (
     JsonOption,
     KeyOption,
     ProxyOption,
+    QuotaOption,
     StateOption,
     UrlOption,
     repository_path,
@@ -157,6 +158,7 @@ def ls(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -164,7 +166,7 @@ def ls(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         listed = browser.entries(repository_path(path))
     if as_json:
@@ -186,13 +188,14 @@ def cat(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Write the content of a file to standard output."""
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         for block in browser.read(repository_path(path)):
             sys.stdout.buffer.write(block)
@@ -208,6 +211,7 @@ def stat(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -215,7 +219,7 @@ def stat(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         facts = browser.stat(repository_path(path))
     if as_json:
@@ -232,6 +236,7 @@ def history(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -241,7 +246,7 @@ def history(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         tags = browser.tags()
     if as_json:
