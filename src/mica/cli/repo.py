@@ -43,9 +43,10 @@ def create(
     chunk_sizes: Annotated[
         str,
         typer.Option(
-            help="Smallest, average and largest piece of large files, in KiB; the stock server has 4096,8192,16384."
+            help="Smallest, average and largest piece of large files, in KiB, and after that, if not the same, that of "
+            "programs and libraries; the stock server has 4096,8192,16384."
         ),
-    ] = "256,512,1024",
+    ] = "256,512,1024,64",
     ttl_s: Annotated[
         int, typer.Option("--ttl", min=1, max=_YEAR_S, help="Seconds until clients look for a newer revision.")
     ] = 240,
@@ -319,10 +320,12 @@ def _chunk_rule(text: str) -> "ChunkRule":
     from mica.repo.chunking import ChunkRule
 
     try:
-        smallest, average, largest = (int(part) << 10 for part in text.split(","))
-        return ChunkRule(smallest, average, largest)
-    except ValueError as error:
-        raise typer.BadParameter("three ascending numbers of KiB, such as 4096,8192,16384") from error
+        smallest, average, largest, *program = (int(part) << 10 for part in text.split(","))
+        return ChunkRule(smallest, average, largest, *program)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(
+            "three ascending numbers of KiB, such as 4096,8192,16384, and perhaps a power of two of at least 4"
+        ) from error
 
 
 def _address(text: str) -> tuple[str, int]:
