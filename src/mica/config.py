@@ -11,8 +11,12 @@ deadline_s = 30                              # how long opens wait for a node th
 urls = ["http://stratum1.example.org/cvmfs/images.example.org"]
 keys = ["/etc/mica/keys/images.example.org.pub"]
 proxies = "DIRECT"                           # optional, instead of the node's
+
+[drivers.docker]                             # the node serves a Docker Engine (docs/design/drivers.md)
+socket = "/run/docker/plugins/mica.sock"     # dockerd --experimental --storage-driver mica
 """
 
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +29,19 @@ from mica.node.stack import Method
 
 _DEADLINE_MAX_S = 86400
 SYSTEM_CONFIG = Path("/etc/mica/config.toml")
+DOCKER_SOCKET = Path("/run/docker/plugins/mica.sock")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`method` None: the best one. `deadline_s`: seconds."""
+    """`method` None: the best one. `deadline_s`: seconds. `docker_socket` None: no graph driver."""
 
     cache: Path | None = None
     repositories: dict[str, RepositoryLocation] = field(default_factory=dict)
     method: Method | None = None
     external: Path = Path("/cvmfs")
     deadline_s: float = 30.0
+    docker_socket: Path | None = None
 
 
 def load_config(path: Path | None) -> NodeConfig:
@@ -53,7 +59,7 @@ def load_config(path: Path | None) -> NodeConfig:
 
 
 def _config_from(document: dict[str, Any]) -> NodeConfig:
-    _refuse_unknown(document, {"node", "repositories"}, "at the top")
+    _refuse_unknown(document, {"node", "repositories", "drivers"}, "at the top")
     node = _table(document, "node")
     _refuse_unknown(node, {"cache", "proxies", "method", "external", "deadline_s"}, "in [node]")
     proxies = _text(node, "proxies", "DIRECT")
@@ -66,12 +72,17 @@ def _config_from(document: dict[str, Any]) -> NodeConfig:
         own = _text(table, "proxies", proxies)
         repositories[fqrn] = RepositoryLocation(fqrn, urls, tuple(map(Path, keys)), own)
     cache = _text(node, "cache", "")
+    drivers = _table(document, "drivers")
+    _refuse_unknown(drivers, {"docker"}, "in [drivers]")
+    docker = _table(drivers, "docker")
+    _refuse_unknown(docker, {"socket"}, "in [drivers.docker]")
     return NodeConfig(
         Path(cache) if cache else None,
         repositories,
         parse_method(_text(node, "method", "auto")),
         Path(_text(node, "external", "/cvmfs")),
         _seconds(node, "deadline_s", 30.0),
+        Path(_text(docker, "socket", os.fspath(DOCKER_SOCKET))) if "docker" in drivers else None,
     )
 
 

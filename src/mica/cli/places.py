@@ -42,6 +42,15 @@ class Places:
         return self._config.external
 
     @property
+    def drivers(self) -> Path:
+        """Where drivers of engines keep what they have to know after a restart."""
+        return self._state / "drivers"
+
+    @property
+    def docker_socket(self) -> Path | None:
+        return self._config.docker_socket
+
+    @property
     def deadline_s(self) -> float:
         return self._config.deadline_s
 

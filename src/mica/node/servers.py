@@ -10,7 +10,7 @@ from pathlib import Path
 from mica.errors import MicaError
 from mica.fetch.cache import Cache
 from mica.fetch.location import RepositoryLocation, open_repository
-from mica.mount.serverprocess import Stopped
+from mica.mount.serverprocess import Serve, Stopped
 from mica.node.directory import NodeDirectory
 from mica.node.preparing import Preparation
 from mica.node.service import Service, Supply
@@ -31,6 +31,14 @@ class NodeSettings:
     locations: tuple[RepositoryLocation, ...]
     method: Method
     deadline_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server that a supervisor keeps running. `make` is told whether the server follows one that died."""
+
+    name: str
+    make: Callable[[bool], Serve]
 
 
 def service_of(
