@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.harness import Pair, row
-from benchmarks.support import FQRN, drop_caches, make_tree, mica, mounted, remove, served, workspace
+from benchmarks.support import FQRN, drop_caches, make_tree, mica, mounted, read_all, remove, served, workspace
 
 _FILES = 10_000
 _FILE_BYTES = 5_000
@@ -16,11 +16,6 @@ _MANY = 100_000
 
 def _find(tree: Path) -> None:
     subprocess.run(["find", tree, "-ls"], check=True, stdout=subprocess.DEVNULL)
-
-
-def _read(tree: Path) -> None:
-    command = f"find {tree} -type f -print0 | xargs -0 cat > /dev/null"
-    subprocess.run(["sh", "-c", command], check=True)
 
 
 @contextlib.contextmanager
@@ -80,7 +75,7 @@ def find_second() -> Iterator[Pair]:
 @contextlib.contextmanager
 def read_first() -> Iterator[Pair]:
     """Reading every file, each fetched from a server on loopback."""
-    with _looking(_read, again=False) as pair:
+    with _looking(read_all, again=False) as pair:
         yield pair
 
 
@@ -88,7 +83,7 @@ def read_first() -> Iterator[Pair]:
 @contextlib.contextmanager
 def read_second() -> Iterator[Pair]:
     """Reading every file once more."""
-    with _looking(_read, again=True) as pair:
+    with _looking(read_all, again=True) as pair:
         yield pair
 
 

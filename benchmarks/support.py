@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mica.mount.overlay import open_overlay, plan_overlay
+
 FQRN = "bench.example.org"
 
 
@@ -62,15 +64,31 @@ def served(work: Path) -> Iterator[str]:
             server.send_signal(signal.SIGTERM)
 
 
+def public_key(work: Path) -> Path:
+    return work / "state" / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
+
+
+def nginx_command(work: Path, port: int) -> list[str | Path]:
+    """Command of nginx in the foreground for `work/storage` as `/cvmfs/<fqrn>/`, one process: it is never the limit."""
+    (work / "nginx").mkdir(exist_ok=True)
+    temporary = "".join(f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (work / "nginx" / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid nginx.pid; error_log stderr;"
+        f"events {{ worker_connections 1024; }}"
+        f"http {{ access_log off; sendfile on; tcp_nopush on; default_type application/octet-stream; {temporary}"
+        f"server {{ listen {port}; location /cvmfs/{FQRN}/ {{ alias {work}/storage/; }} }} }}\n"
+    )
+    return ["nginx", "-p", work / "nginx", "-e", "stderr", "-c", "nginx.conf"]
+
+
 @contextlib.contextmanager
 def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
     """The repository mounted from a URL; mount point and process id of its server."""
     target = work / "mnt"
     target.mkdir(exist_ok=True)
-    key = work / "state" / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
     reader, writer = os.pipe()
     command = [
-        sys.executable, "-m", "mica", "mount", FQRN, str(target), "--url", url, "--key", str(key),
+        sys.executable, "-m", "mica", "mount", FQRN, str(target), "--url", url, "--key", str(public_key(work)),
         "--cache", str(work / cache), "--foreground", "--ready-fd", str(writer),
     ]  # fmt: skip
     with subprocess.Popen(command, pass_fds=(writer,), env={**os.environ, "MICA_STATE": str(work / "state")}) as server:
@@ -81,6 +99,19 @@ def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
             yield target, server.pid
         finally:
             server.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def overlaid(layers: list[Path], place: Path) -> Iterator[Path]:
+    """Directories, top first, under a writable layer, as every engine mounts them."""
+    for name in ("upper", "work", "merged"):
+        (place / name).mkdir(parents=True, exist_ok=True)
+    with open_overlay(plan_overlay(layers, place / "upper", place / "work", place / "merged")) as target:
+        yield target
+
+
+def read_all(tree: Path) -> None:
+    subprocess.run(["sh", "-c", f"find {tree} -xdev -type f -print0 | xargs -0 cat > /dev/null"], check=True)
 
 
 def make_tree(root: Path, files: int, size: int) -> None:

@@ -29,8 +29,9 @@ set -e
 echo new > /etc/new; ln /etc/new /etc/link; rm /data/2; rm -r /data/inner; mkdir /data/inner; echo again > /data/inner/x
 chown 77:88 /data/3; chmod 600 /data/4; ln /data/5 /data/five; mv /data/6 /data/six; mv /moved /was-moved
 echo more >> /data/7; touch -d '2001-02-03 04:05:06' /data/8; mkfifo /fifo; mknod /device c 1 3; ln -s ../x /data/sym
-dd if=/dev/zero of=/holes bs=1 count=1 seek=3000000 2>/dev/null; chmod 700 /opaque; mkdir -p /a/b/c; echo deep > /a/b/c/d
-mv /etc/passwd /etc/p; mv /etc/p /etc/passwd; rm /data/9; ln -s 8 /data/9; touch -d '2001-02-03 04:05:06' /data
+dd if=/dev/zero of=/holes bs=1 count=1 seek=3000000 2>/dev/null; chmod 700 /opaque
+mkdir -p /a/b/c; echo deep > /a/b/c/d; mv /etc/passwd /etc/p; mv /etc/p /etc/passwd; rm /data/9; ln -s 8 /data/9; 
+touch -d '2001-02-03 04:05:06' /data
 """
 
 

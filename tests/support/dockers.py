@@ -66,8 +66,11 @@ class Docker:
         self._options = ("--storage-driver", driver, *options)
         path = f"{daemon.parent}:{daemon.parent.parent / 'bin'}:{os.environ['PATH']}"
         self._environment = {
-            "PATH": path, "HOME": str(work), "DOCKER_HOST": f"unix://{work}/sock", "DOCKER_CONFIG": str(work / "client"),
-        }  # fmt: skip
+            "PATH": path,
+            "HOME": str(work),
+            "DOCKER_HOST": f"unix://{work}/sock",
+            "DOCKER_CONFIG": str(work / "client"),
+        }
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> subprocess.Popen[bytes]:
@@ -265,6 +268,6 @@ def running_host(work: Path, *options: str) -> Iterator[Host]:
     plugin = PLUGINS / f"{work.name}.sock"
     (work / "image").mkdir()
     with served(publish_tars(work / "image", base_layers())) as image:
-        more = f"[drivers.docker]\nsocket = '{plugin}'\n"
-        with running_node(work, image, more=more) as node, running_docker(work / "d", plugin.stem, *options) as docker:
+        settings = f"[drivers.docker]\nsocket = '{plugin}'\n"
+        with running_node(work, image, settings) as node, running_docker(work / "d", plugin.stem, *options) as docker:
             yield Host(docker, node, image, plugin)

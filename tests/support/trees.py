@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # cap_net_raw+ep, linux/capability.h
-ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", *entry)
-    for entry in ((1, 6, 0xFFFFFFFF), (2, 6, 1000), (4, 4, 0xFFFFFFFF), (16, 6, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF))
-)
+
+
+def format_acl(mode: int, user: int, *, may: int = 4) -> bytes:
+    """An access list with what a mode says and one more user (linux/posix_acl_xattr.h, version 2)."""
+    owner, group, others = mode >> 6 & 7, mode >> 3 & 7, mode & 7
+    nobody = 0xFFFFFFFF
+    entries = ((1, owner, nobody), (2, may, user), (4, group, nobody), (16, 7, nobody), (32, others, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
 class Seen(NamedTuple):
@@ -163,7 +167,7 @@ def _make_xattrs(top: bytes) -> None:
     for name, attributes in {
         b"user": {b"user.a": b"1", b"user.empty": b"", b"user.binary": bytes(range(255))},
         b"capability": {b"security.capability": CAPABILITY},
-        b"acl": {b"system.posix_acl_access": ACL},
+        b"acl": {b"system.posix_acl_access": format_acl(0o644, 1000, may=6)},
         b"trusted": {b"trusted.mine": b"t"},
         b"many": {b"user.k%03d" % n: b"%d" % n for n in range(60)},
     }.items():

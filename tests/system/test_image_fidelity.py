@@ -61,11 +61,11 @@ def union_snapshot(state: Path, tmp_path: Path) -> dict[bytes, Seen]:
 
 
 def changes_of_layers(state: Path, image: DemoImage) -> dict[str, list]:
-    """What `layer.json` says was changed to fit, of all layers."""
+    """What the layer facts say was changed to fit, of all layers."""
     changes: dict[str, list] = {"split_hardlinks": [], "dropped_xattrs": [], "implied_directories": []}
     for layer in image.layers:
         digest = layer.digest.removeprefix("sha256:")
-        about = json.loads(mica(state, "repo", "cat", FQRN, f"/.layers/{digest[:2]}/{digest}/layer.json"))
+        about = json.loads(mica(state, "repo", "cat", FQRN, f"/.layers/{digest[:2]}/{digest}.json"))
         for name in changes:
             assert about[name]["total"] == len(about[name]["items"])
             changes[name] += about[name]["items"]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import convert, doctor, mount, node, repo, run
+from mica.cli import convert, doctor, mount, node, repo, run, status
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -34,6 +34,7 @@ app.command("mount", epilog="Example: mica mount images.example.org /mnt --url h
     mount.mount
 )
 app.command("umount", epilog="Example: mica umount /mnt")(mount.umount)
+app.command("status", epilog="Example: mica status --json")(status.status)
 app.command(
     "run",
     epilog="Example: mica run -v /data:/data:ro docker.io/library/r-base:4.3 Rscript -e 'cat(1)'",

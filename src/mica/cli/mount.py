@@ -18,10 +18,11 @@ from mica.cli.options import (
     ProxyOption,
     StateOption,
     UrlOption,
+    mount_path,
 )
 from mica.cli.output import writable
 from mica.errors import UserError
-from mica.files import mapped_os_errors
+from mica.files import explained_os_error, mapped_os_errors
 
 _READY = b"ready\n"
 StatsOption = Annotated[
@@ -40,16 +41,17 @@ def mount(
     config: ConfigOption = None,
     stats: StatsOption = None,
     follow: Annotated[bool, typer.Option(help="Show new revisions when they are published.")] = True,
+    passthrough: Annotated[
+        bool,
+        typer.Option(help="Have the kernel read large cached files itself, where it can (Linux 6.9); see mica status."),
+    ] = True,
     foreground: Annotated[
         bool, typer.Option("--foreground", "-f", help="Serve in this process until stopped.")
     ] = False,
     ready_fd: Annotated[int, typer.Option(hidden=True, help="Descriptor that is told when the mount is there.")] = -1,
 ) -> None:
     """Mount a repository read-only; files are fetched when they are opened."""
-    with mapped_os_errors(f"mount on {directory}"):
-        is_directory = directory.is_dir()
-    if not is_directory:
-        raise UserError(f"{directory} is not a directory.", hint="Make it first: the mount covers what is in it.")
+    _check_directory(directory)
     stats = writable(stats) if stats is not None else None
     if not foreground:
         _mount_in_background()
@@ -67,28 +69,46 @@ def mount(
             stack.callback(write_statistics, client, stats)
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, stop)
-            session = stack.enter_context(mounted(client, directory, follow=follow, variables=os.environ))
+            session = stack.enter_context(
+                mounted(client, directory, follow=follow, variables=os.environ, passthrough=passthrough)
+            )
             if ready_fd >= 0:
                 _leave_caller(ready_fd, state / "log" / f"mount-{fqrn}.log")
             wait_for_end(session, lambda: None)
 
 
 def umount(
-    directory: Annotated[Path, typer.Argument(help="Where the repository is mounted.")],
+    directory: Annotated[Path, typer.Argument(parser=mount_path, help="Where the repository is mounted.")],
     lazy: Annotated[bool, typer.Option("--lazy", "-l", help="Detach it even while it is in use.")] = False,
 ) -> None:
     """Unmount a repository."""
     from mica import linux
-    from mica.mount.mountinfo import find_mount
+    from mica.mount.mountinfo import FUSE_TYPE, find_mount
 
     found = find_mount(directory)
-    if found is None or not found.fstype.startswith("fuse.mica"):
+    if found is None or found.fstype != FUSE_TYPE:
         raise UserError(f"No repository is mounted on {directory}.")
     try:
         linux.umount2(directory, linux.MNT_DETACH if lazy else 0)
     except OSError as error:
         hint = "End the programs that use it, or detach it with --lazy." if error.errno == 16 else ""
         raise UserError(f"Cannot unmount {directory}: {error.strerror}.", hint=hint) from error
+
+
+def _check_directory(directory: Path) -> None:
+    from mica.mount.mountinfo import SERVER_GONE
+
+    try:
+        is_directory = directory.is_dir()
+        if is_directory:  # which the kernel believes for a day; this it asks the server
+            os.statvfs(directory)
+    except OSError as error:
+        if error.errno in SERVER_GONE:
+            hint = f"Unmount it first: mica umount {directory}"
+            raise UserError(f"{directory} is a mount whose server is gone.", hint=hint) from error
+        raise explained_os_error(error, f"mount on {directory}") from error
+    if not is_directory:
+        raise UserError(f"{directory} is not a directory.", hint="Make it first: the mount covers what is in it.")
 
 
 def _leave_caller(ready_fd: int, log: Path) -> None:

@@ -54,13 +54,14 @@ def node(
         raise UserError("There is no repository to serve.", hint="Name some in the configuration.")
     locations = tuple(places.locate(fqrn) for fqrn in known)
     settings = NodeSettings(
-        NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.deadline_s
-    )
+        NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.config.deadline_s,
+        int(places.config.complete_mb_s * 1e6),
+    )  # fmt: skip
     others = []
-    if places.docker_socket is not None:
+    if places.config.docker_socket is not None:
         driver = DriverSettings(
             settings.directory.service, frozenset(known), places.cache, (places.drivers / "docker.json").absolute()
         )
-        others.append(graph_driver_of(driver, places.docker_socket))
+        others.append(graph_driver_of(driver, places.config.docker_socket))
     ready = lambda: typer.echo(f"ready {settings.directory.service}")  # noqa: E731
     run_node(settings, ready, ServiceManager(os.environ), others)

@@ -48,6 +48,11 @@ MethodOption = Annotated[
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
 
 
+def mount_path(text: str) -> Path:
+    """A path as it is given. The parser's own type looks at it, and a mount's server that hangs does not answer."""
+    return Path(text)
+
+
 def repository_path(text: str) -> bytes:
     """A path inside a repository as the format has it: absolute, no trailing slash, the root empty."""
     parts = [part for part in os.fsencode(text).split(b"/") if part not in {b"", b"."}]

@@ -37,22 +37,13 @@ class Places:
         return self._cache or self._config.cache or self._state / "cache"
 
     @property
-    def external(self) -> Path:
-        """Where another client shows repositories, one directory each."""
-        return self._config.external
+    def config(self) -> NodeConfig:
+        return self._config
 
     @property
     def drivers(self) -> Path:
         """Where drivers of engines keep what they have to know after a restart."""
         return self._state / "drivers"
-
-    @property
-    def docker_socket(self) -> Path | None:
-        return self._config.docker_socket
-
-    @property
-    def deadline_s(self) -> float:
-        return self._config.deadline_s
 
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""

@@ -63,6 +63,14 @@ class Cache:
             return self.path(LocalName(digest, compression, size))
         return f"{self._text}/unsized/{digest.text}{'.raw' if compression is Compression.NONE else ''}"
 
+    def has(self, digest: Digest, compression: Compression, size: int | None) -> bool:
+        """Whether `open` would find the content; changes nothing."""
+        try:
+            found = os.stat(self.place(digest, compression, size)).st_size
+        except FileNotFoundError:
+            return False
+        return size is None or found == size
+
     def open(self, digest: Digest, compression: Compression, size: int | None) -> int | None:
         """A descriptor of the content, or None if it is not here."""
         return self.open_place(self.place(digest, compression, size), size)

@@ -24,7 +24,7 @@ from mica.digest import Digest, Suffix, new_hasher
 from mica.errors import IntegrityError, MicaError, TemporaryError
 from mica.fetch.cache import Cache, NewFile
 from mica.fetch.counters import TrafficCounter
-from mica.fetch.download import Fetcher
+from mica.fetch.download import Connection, Fetcher
 from mica.fetch.parts import PartFile, keep_list
 from mica.files import replace_file, write_all
 from mica.flight import Flight
@@ -64,6 +64,18 @@ class ObjectName(NamedTuple):
         return self.limit if self.size is None else self.size
 
 
+def catalog_object(reference: NestedCatalog) -> ObjectName:
+    """The object that a catalog is. A size of 0 stands for one that is not known, as in old catalogs."""
+    return ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, reference.size or None, _CATALOG_LIMIT)
+
+
+def open_cached_catalog(cache: Cache, reference: NestedCatalog) -> Catalog:
+    """A catalog that is in the cache. Raises IntegrityError if it is none."""
+    shown = reference.path.decode("utf-8", "surrogateescape") or "/"
+    path = Path(cache.place(reference.digest, Compression.ZLIB, reference.size or None)).absolute()
+    return Catalog.open(path, f"{reference.digest} of {shown!r}")
+
+
 class RepositoryClient:
     def __init__(
         self,
@@ -91,6 +103,14 @@ class RepositoryClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def connection(self) -> Connection:
+        return self._fetcher.connection
+
+    @property
+    def cache(self) -> Cache:
+        return self._cache
+
     def close(self) -> None:
         with self._lock:
             catalogs, self._catalogs = list(self._catalogs.values()), OrderedDict()
@@ -117,12 +137,8 @@ class RepositoryClient:
             if catalog is not None:
                 self._catalogs.move_to_end(reference.digest)
                 return catalog
-        size = reference.size or None
-        fd = self.open_object(ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, size, _CATALOG_LIMIT))
-        os.close(fd)
-        shown = reference.path.decode("utf-8", "surrogateescape") or "/"
-        path = Path(self._cache.place(reference.digest, Compression.ZLIB, size)).absolute()
-        catalog = Catalog.open(path, f"{reference.digest} of {shown!r}")
+        os.close(self.open_object(catalog_object(reference)))
+        catalog = open_cached_catalog(self._cache, reference)
         with self._lock:
             known = self._catalogs.setdefault(reference.digest, catalog)
             if known is catalog and len(self._catalogs) > _OPEN_CATALOGS:
@@ -158,6 +174,10 @@ class RepositoryClient:
         fd = self._cache.open(name.digest, name.compression, name.size)
         # Somebody else downloaded it, and already it has left the cache again.
         return self._download(name) if fd is None else fd
+
+    def open_local(self, name: ObjectName) -> int | None:
+        """A descriptor of what is in the cache, which the caller closes; None if it would have to be downloaded."""
+        return self._cache.open(name.digest, name.compression, name.size)
 
     def open_part(self, chunks: Sequence[Chunk], compression: Compression) -> PartFile:
         """A large file, none of whose chunks are fetched for it. Raises ValueError for impossible chunks."""

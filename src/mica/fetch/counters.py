@@ -5,25 +5,27 @@ from typing import NamedTuple
 
 
 class Traffic(NamedTuple):
-    """`transferred_bytes` are bodies of answers as received, not headers; `requests` all that were sent."""
+    """`transferred_bytes` are bodies of answers as received, not headers; `requests` all that were sent; `io_errors`
+    what a program wanted of a mount and could not be had."""
 
     requests: int = 0
     transferred_bytes: int = 0
     objects_fetched: int = 0
     cache_hits: int = 0
     files_opened: int = 0
+    io_errors: int = 0
 
 
 class TrafficCounter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._traffic = Traffic()
+        self._counts = dict.fromkeys(Traffic._fields, 0)
 
     def add(self, **more: int) -> None:
         with self._lock:
-            now = self._traffic
-            self._traffic = now._replace(**{name: getattr(now, name) + count for name, count in more.items()})
+            for name, count in more.items():
+                self._counts[name] += count
 
     def read(self) -> Traffic:
         with self._lock:
-            return self._traffic
+            return Traffic(**self._counts)

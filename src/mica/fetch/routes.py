@@ -35,6 +35,11 @@ def _place(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
+def without_password(url: str) -> str:
+    """The same URL without the user and password that it may carry."""
+    return urlsplit(url)._replace(netloc=_place(url)).geturl()
+
+
 def parse_proxies(text: str) -> list[list[str]]:
     """Groups divided by `;`, members by `|`; `DIRECT` for none; a missing scheme means http. Raises UserError."""
     groups = [

@@ -132,6 +132,8 @@ class _Tree:
             self._add_root(path, inode)
             return
         slash = path.rfind(b"/")
+        if slash < 0:
+            raise ValueError(f"{path!r} comes after the root")
         parent, name = self._parent_of(path, path[:slash]), path[slash + 1 :]
         if not name or len(name) > NAME_MAX or len(path) > PATH_MAX or b"\0" in name or name in {b".", b".."}:
             raise _refused(path, "has a name or a path that no file can have")

@@ -53,6 +53,10 @@ FUSE_NOTIFY_INVAL_INODE: Final = 2
 FUSE_NOTIFY_INVAL_ENTRY: Final = 3
 FUSE_NOTIFY_RESEND: Final = 7
 
+# ioctl(2) on /dev/fuse, _IOW(229, 1, struct fuse_backing_map) and _IOW(229, 2, uint32_t).
+FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
+FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
+
 # Ordinary requests have even numbers; an INTERRUPT has that of its victim with this bit (fs/fuse/dev.c).
 FUSE_INT_REQ_BIT: Final = 1 << 0
 
@@ -142,6 +146,8 @@ INTERRUPT_IN: Final = struct.Struct("<Q")
 FORGET_IN: Final = struct.Struct("<Q")
 FORGET_ONE: Final = struct.Struct("<QQ")
 BATCH_FORGET_IN: Final = struct.Struct("<II")
+BACKING_MAP: Final = struct.Struct("<iIQ")
+BACKING_ID: Final = struct.Struct("<I")
 NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")
 NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("<QII")
 
@@ -214,6 +220,8 @@ class Entry(NamedTuple):
 
 
 class OpenOut(NamedTuple):
+    """struct fuse_open_out; `backing_id` counts with FOPEN_PASSTHROUGH only."""
+
     fh: int
     open_flags: int
     backing_id: int = 0
@@ -555,6 +563,17 @@ def parse_statfs_out(body: Buffer) -> Statfs:
 
 def format_statfs_out(value: Statfs) -> bytes:
     return STATFS_OUT.pack(*value)
+
+
+# Arguments of the device's ioctls. Mutable, for ioctl(2) in Python gives its result back only with such a buffer
+
+
+def format_backing_map(fd: int) -> bytearray:
+    return bytearray(BACKING_MAP.pack(fd, 0, 0))
+
+
+def format_backing_id(backing_id: int) -> bytearray:
+    return bytearray(BACKING_ID.pack(backing_id))
 
 
 # Notifications: answers to nothing (unique 0), with the code in the place of the error

@@ -30,6 +30,7 @@ _WANTED_FLAGS = (
     | fuse_abi.FUSE_EXPORT_SUPPORT
     | fuse_abi.FUSE_DO_READDIRPLUS
     | fuse_abi.FUSE_PARALLEL_DIROPS
+    | fuse_abi.FUSE_POSIX_ACL  # without it access lists are shown and not obeyed, in unions on top as well
     | fuse_abi.FUSE_ABORT_ERROR
     | fuse_abi.FUSE_MAX_PAGES
     | fuse_abi.FUSE_CACHE_SYMLINKS
@@ -92,14 +93,20 @@ class Dispatcher:
         filesystem: FileSystem,
         *,
         readdirplus_auto: bool = False,
+        max_stack_depth: int = 0,
         wants_to_end: Callable[[int], bool] = wants_to_end,
         deferred: Callable[[], None] = lambda: None,
         more_flags: int = 0,
     ) -> None:
         self._filesystem = filesystem
+        self._max_stack_depth = max_stack_depth
         self._wants_to_end = wants_to_end
         self._notify_deferred = deferred
         self._wanted_flags = _WANTED_FLAGS | more_flags | (fuse_abi.FUSE_READDIRPLUS_AUTO if readdirplus_auto else 0)
+        if max_stack_depth:
+            self._wanted_flags |= fuse_abi.FUSE_PASSTHROUGH
+        self.agreed: InitOut | None = None
+        """The handshake's outcome, before the kernel has it."""
         self._handlers: dict[int, Handler] = {int(opcode): call for opcode, call in filesystem.handlers.items()}
         # Caller's thread by unique number, of the requests being handled now. Each access is one atomic operation.
         self._callers: dict[int, int] = {}
@@ -199,16 +206,20 @@ class Dispatcher:
             init = fuse_abi.parse_init_in(body)
         except MalformedMessageError:
             return _failure(unique, errno.EPROTO)
-        result = plan_session(init, self._wanted_flags)
+        result = plan_session(init, self._wanted_flags, self._max_stack_depth)
         if result is None:
             logger.error("The kernel speaks FUSE %d.%d, older than Linux 5.4.", init.major, init.minor)
             return _failure(unique, errno.EPROTO)
+        if init.major == fuse_abi.FUSE_KERNEL_VERSION:
+            self.agreed = result
         payload = fuse_abi.format_init_out(result)
         return Answer(OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, unique), payload)
 
 
-def plan_session(init: InitIn, wanted_flags: int) -> InitOut | None:
+def plan_session(init: InitIn, wanted_flags: int, max_stack_depth: int = 0) -> InitOut | None:
     """Our side of the handshake; None if the kernel is too old.
+
+    `max_stack_depth` counts only where FUSE_PASSTHROUGH is agreed upon (`passthrough.BackingFiles`).
 
     With a greater major version the kernel is to ask again in ours ("Version negotiation" in the header file).
     """
@@ -223,6 +234,7 @@ def plan_session(init: InitIn, wanted_flags: int) -> InitOut | None:
         congestion_threshold=_MAX_BACKGROUND * 3 // 4,
         max_write=_MAX_WRITE_BYTES,
         max_pages=MAX_READ_BYTES // os.sysconf("SC_PAGE_SIZE"),
+        max_stack_depth=max_stack_depth,
     )
 
 

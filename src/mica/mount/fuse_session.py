@@ -8,6 +8,7 @@ a handler: the kernel takes the directory's lock, which a lookup in flight may h
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import logging
 import os
@@ -19,8 +20,10 @@ from typing import Final
 
 from mica import linux
 from mica.mount import fuse_abi
-from mica.mount.fuse_abi import Buffer
+from mica.mount.fuse_abi import Buffer, InitOut
 from mica.mount.fuse_dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
+from mica.mount.mountinfo import FUSE_TYPE
+from mica.mount.passthrough import BackingFiles
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +46,13 @@ def open_session(
     max_threads: int = 256,
     max_idle_threads: int = 8,
     readdirplus_auto: bool = False,
+    backing: BackingFiles | None = None,
 ) -> Iterator["FuseSession"]:
     """Mount a file system on a directory and serve it for the block; then it is unmounted, if need be by force.
 
     The kernel checks permissions by mode and owner, and every user may look. `name` is the source shown in mount
-    tables. Raises OSError if it cannot be mounted.
+    tables. With `backing`, which the file system has too, files may pass through. Raises OSError if it cannot be
+    mounted.
     """
     target = Path(os.path.realpath(target))
     fd = mount_fuse(target, name=name, flags=flags)
@@ -57,10 +62,12 @@ def open_session(
         max_threads=max_threads,
         max_idle_threads=max_idle_threads,
         readdirplus_auto=readdirplus_auto,
+        backing=backing,
     )
     device = linux.mounted_device(target)
     try:
         session.start()
+        session.wait_for_handshake()
         yield session
     finally:
         _unmount(target, device, session)
@@ -72,7 +79,7 @@ def mount_fuse(target: Path, *, name: str, flags: int = linux.MS_RDONLY | linux.
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
-        linux.mount(name, target, "fuse.mica", flags=flags, data=data)
+        linux.mount(name, target, FUSE_TYPE, flags=flags, data=data)
     except BaseException:
         os.close(fd)
         raise
@@ -133,6 +140,7 @@ class FuseSession:
         max_threads: int = 256,
         max_idle_threads: int = 8,
         readdirplus_auto: bool = False,
+        backing: BackingFiles | None = None,
         more_flags: int = 0,
     ) -> None:
         self._fd = fd
@@ -146,8 +154,14 @@ class FuseSession:
         self._numbers = itertools.count(1)
         self._ended = threading.Event()
         self._deferred = threading.Event()
+        self._backing = backing
+        self._shaken = threading.Event()
         self._dispatcher = Dispatcher(
-            filesystem, readdirplus_auto=readdirplus_auto, deferred=self._deferred.set, more_flags=more_flags
+            filesystem,
+            readdirplus_auto=readdirplus_auto,
+            max_stack_depth=0 if backing is None else backing.max_stack_depth,
+            deferred=self._deferred.set,
+            more_flags=more_flags,
         )
 
     def __repr__(self) -> str:
@@ -157,6 +171,10 @@ class FuseSession:
         with self._lock:
             self._add_worker()
         threading.Thread(target=self._watch_interrupted, name="fuse-interrupts", daemon=True).start()
+
+    def wait_for_handshake(self) -> bool:
+        """Whether the kernel has agreed with us on how to speak; a little patience should do."""
+        return self._shaken.wait(_STOP_S)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether the session has ended: unmounted, and every request answered."""
@@ -207,6 +225,13 @@ class FuseSession:
             if error.errno == errno.EINVAL:
                 return False
             raise
+
+    def _ioctl(self, request: int, argument: bytearray) -> int:
+        with self._using_fd() as usable:
+            if not usable:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            result: int = fcntl.ioctl(self._fd, request, argument)
+            return result
 
     def _notify(self, message: bytes) -> bool:
         with self._using_fd() as usable:
@@ -306,6 +331,14 @@ class FuseSession:
         answer = self._dispatcher.answer(request, scratch)
         if answer is not None and not self._write(answer):
             self._dispatcher.undelivered(request, answer)
+        if not self._shaken.is_set() and self._dispatcher.agreed is not None:
+            self._connect(self._dispatcher.agreed)
+
+    def _connect(self, agreed: InitOut) -> None:
+        """The kernel has our side of the handshake, and requests beside the handshake may come."""
+        if self._backing is not None:
+            self._backing.connect(self._ioctl if agreed.flags & fuse_abi.FUSE_PASSTHROUGH else None)
+        self._shaken.set()
 
     def _write(self, answer: Answer) -> bool:
         """False if the kernel did not take it."""

@@ -10,36 +10,52 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
+from mica.mount.passthrough import BackingFiles
 from mica.mount.tree import ROOT_INODE, Attributes, Child, OpenFile, Tree
 
 # Entries kept of listings that are being read, about 400 bytes each; the newest listing is kept whatever its size.
 _MAX_LISTED = 1 << 16
 
 
+class Opened(NamedTuple):
+    """A handle, and the backing file through which the kernel reads, 0 if it asks us."""
+
+    number: int
+    backing_id: int
+
+
 class OpenFiles:
     """The first handle is random: those given out by a predecessor of this process must not be mistaken for ours."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, backing: BackingFiles | None = None) -> None:
         self._tree = tree
+        self._backing = backing
         self._numbers = itertools.count(secrets.randbits(62))
         self._handles: dict[int, _Handle] = {}
 
     def __len__(self) -> int:
         return len(self._handles)
 
-    def open(self, inode: int) -> int:
-        handle = _Handle(self._tree.open(inode))
+    def open(self, inode: int) -> Opened:
+        handle = _Handle(inode, self._tree.open(inode))
+        backing_id = 0
+        if self._backing is not None:
+            backing_id = self._backing.open(inode, handle.file.descriptor)
+            if backing_id:
+                # The kernel has the file open itself and asks us no more; a descriptor would count against our limit.
+                handle.release()
         number = next(self._numbers)
         self._handles[number] = handle
-        return number
+        return Opened(number, backing_id)
 
     def read(self, number: int, inode: int, offset: int, scratch: memoryview) -> bytes | memoryview:
         """Up to the length of scratch, which may hold the result; less only at the end of the file."""
         handle = self._handles.get(number)
         if handle is not None:
             return handle.read(offset, scratch)
-        handle = _Handle(self._tree.open(inode))
+        handle = _Handle(inode, self._tree.open(inode))
         try:
             return handle.read(offset, scratch)
         finally:
@@ -49,6 +65,8 @@ class OpenFiles:
         handle = self._handles.pop(number, None)
         if handle is not None:
             handle.release()
+            if self._backing is not None:
+                self._backing.close(handle.inode)
 
     def release_all(self) -> None:
         for number in list(self._handles):
@@ -61,10 +79,11 @@ class _Handle:
     A reader that was killed has its EINTR and may have its file released while our thread still fetches for it.
     """
 
-    __slots__ = ("_file", "_lock", "_released", "_users")
+    __slots__ = ("_lock", "_released", "_users", "file", "inode")
 
-    def __init__(self, file: OpenFile) -> None:
-        self._file = file
+    def __init__(self, inode: int, file: OpenFile) -> None:
+        self.inode = inode
+        self.file = file
         self._lock = threading.Lock()
         self._users = 1
         self._released = False
@@ -75,15 +94,18 @@ class _Handle:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             self._users += 1
         try:
-            descriptor = self._file.descriptor
+            descriptor = self.file.descriptor
             if descriptor < 0:
-                return self._file.read(offset, len(scratch))
+                return self.file.read(offset, len(scratch))
             return scratch[: os.preadv(descriptor, (scratch,), offset)]
         finally:
             self._leave()
 
     def release(self) -> None:
+        """Does nothing the second time."""
         with self._lock:
+            if self._released:
+                return
             self._released = True
         self._leave()
 
@@ -92,7 +114,7 @@ class _Handle:
             self._users -= 1
             last = self._users == 0
         if last:
-            self._file.close()
+            self.file.close()
 
 
 class Listings:

@@ -7,14 +7,18 @@ must not wait for an interpreter that is busy with other work (docs/design/mount
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mica.errors import MicaError
-from mica.fetch.client import RepositoryClient
-from mica.files import mapped_os_errors, replace_file
+from mica.fetch.client import RepositoryClient, catalog_object
+from mica.files import mapped_os_errors, owned_fd, replace_file
 from mica.logs import logger
 from mica.mount.fuse_session import FuseSession, open_session
+from mica.mount.magic import MagicAttributes, MountState
+from mica.mount.mountinfo import REPOSITORY_PREFIX
+from mica.mount.passthrough import BackingFiles
 from mica.mount.repotree import RepositoryTree
 from mica.mount.tree import ROOT_INODE
 from mica.mount.treefs import TreeFileSystem
@@ -22,7 +26,6 @@ from mica.repo.catalog import DEFAULT_TTL_S, NestedCatalog
 from mica.repo.manifest import Manifest
 
 _log = logger(__name__)
-FILESYSTEM_NAME = "mica"
 _KERNEL_CACHE_S = 86400.0
 """How long the kernel believes names and attributes: a revision does not change, and a new one tells it to forget."""
 
@@ -32,19 +35,35 @@ _RETRY_S = 180.0
 
 @contextlib.contextmanager
 def mounted(
-    client: RepositoryClient, target: Path, *, follow: bool, variables: Mapping[str, str]
+    client: RepositoryClient, target: Path, *, follow: bool, variables: Mapping[str, str], passthrough: bool = False
 ) -> Iterator[FuseSession]:
-    """Mount the newest verified revision on a directory for the block; with `follow` newer ones replace it."""
+    """Mount the newest verified revision on a directory for the block; with `follow` newer ones replace it.
+
+    With `passthrough` the kernel reads large cached files itself where it can, and the mount counts as a stacked file
+    system: one overlayfs fits on top of it, and nothing on top of that (docs/adr/0005-passthrough.md).
+    """
     manifest = client.update().manifest
     tree = RepositoryTree(client, _root_of(manifest), variables=variables)
     tree.attributes(ROOT_INODE)
-    filesystem = TreeFileSystem(tree, entry_timeout_s=_KERNEL_CACHE_S, attr_timeout_s=_KERNEL_CACHE_S)
+    backing = BackingFiles() if passthrough else None
+    state = MountState(manifest, backing=backing)
+    filesystem = TreeFileSystem(
+        tree,
+        entry_timeout_s=_KERNEL_CACHE_S,
+        attr_timeout_s=_KERNEL_CACHE_S,
+        backing=backing,
+        magic=MagicAttributes(client, tree, state).get,
+    )
+    name = f"{REPOSITORY_PREFIX}{client.fqrn}"
     with contextlib.ExitStack() as stack:
         stack.callback(filesystem.close)
         with mapped_os_errors(f"mount {client.fqrn} on {target}"):
-            session = stack.enter_context(open_session(target, filesystem, name=f"{FILESYSTEM_NAME}#{client.fqrn}"))
+            session = stack.enter_context(open_session(target, filesystem, name=name, backing=backing))
+        if backing is not None:
+            with owned_fd(client.open_object(catalog_object(_root_of(manifest)))) as descriptor:
+                backing.check(descriptor)
         if follow:
-            stack.enter_context(_following(client, tree, filesystem, session, manifest))
+            stack.enter_context(_following(client, tree, filesystem, session, state))
         yield session
 
 
@@ -61,24 +80,28 @@ def _following(
     tree: RepositoryTree,
     filesystem: TreeFileSystem,
     session: FuseSession,
-    manifest: Manifest,
+    state: MountState,
 ) -> Iterator[None]:
     ended = threading.Event()
+    state.looks_again_at = time.monotonic()
+
+    def wait(seconds: float) -> bool:
+        state.looks_again_at = time.monotonic() + seconds
+        return not ended.wait(seconds)
 
     def watch() -> None:
-        current = manifest
-        wait_s = _ttl_of(client, current)
-        while not ended.wait(wait_s):
+        wait_s = _ttl_of(client, state.manifest)
+        while wait(wait_s):
             try:
                 newest = client.update().manifest
-                if newest.revision > current.revision:
+                if newest.revision > state.manifest.revision:
                     names = tree.advance(_root_of(newest))
                     _forget(session, filesystem, names)
                     _log.info("%s is at revision %d now", client.fqrn, newest.revision)
-                    current = newest
-                wait_s = _ttl_of(client, current)
+                    state.manifest = newest
+                wait_s = _ttl_of(client, state.manifest)
             except (MicaError, OSError) as error:
-                _log.warning("revision %d of %s stays: %s", current.revision, client.fqrn, error)
+                _log.warning("revision %d of %s stays: %s", state.manifest.revision, client.fqrn, error)
                 wait_s = _RETRY_S
 
     thread = threading.Thread(target=watch, name="revisions", daemon=True)

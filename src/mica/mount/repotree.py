@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from mica.digest import Suffix, path_hash
+from mica.digest import Digest, Suffix, path_hash
 from mica.errors import MicaError
 from mica.fetch.client import ObjectName, RepositoryClient
 from mica.fetch.parts import PartFile
@@ -97,10 +97,14 @@ class RepositoryTree:
         return found.mounted.number << _ROW_BITS | row.rowid
 
     def readlink(self, inode: int) -> bytes:
+        return self._expanded(self.raw_target(inode))
+
+    def raw_target(self, inode: int) -> bytes:
+        """Target of a symbolic link as it was published, with its `$(NAME)`."""
         entry = self._find(inode).row.entry
         if not stat.S_ISLNK(entry.mode):
             raise OSError(errno.EINVAL, "not a symbolic link")
-        return self._expanded(entry.target)
+        return entry.target
 
     def xattrs(self, inode: int) -> dict[bytes, bytes]:
         """What overlayfs acts upon is limited to the sign of an opaque directory, whatever the catalog says."""
@@ -137,6 +141,34 @@ class RepositoryTree:
             return facts | {"object": entry.digest.text}
         chunks = self._guard(found.catalog.chunks, found.row)
         return facts | {"chunks": [{"offset": c.offset, "size": c.size, "object": c.digest.text} for c in chunks]}
+
+    def objects(self, inode: int) -> list[ObjectName]:
+        """What the content of a regular file consists of, in order; nothing for other kinds."""
+        found = self._find(inode)
+        entry = found.row.entry
+        if not entry.is_regular or entry.flags & Flag.EXTERNAL:
+            return []
+        compression = self._guard(lambda: entry.compression)
+        if entry.digest is not None:
+            return [ObjectName(entry.digest, Suffix.FILE, compression, entry.size)]
+        chunks = self._guard(found.catalog.chunks, found.row)
+        return [ObjectName(chunk.digest, Suffix.CHUNK, compression, chunk.size) for chunk in chunks]
+
+    def row_of(self, inode: int) -> tuple[Catalog, Row]:
+        """What is published of a file, and the catalog that tells it."""
+        found = self._find(inode)
+        return found.catalog, found.row
+
+    @property
+    def attached_catalogs(self) -> int:
+        """How many catalogs were needed so far, those of former revisions included."""
+        return len(self._mounted)
+
+    def catalog_of(self, inode: int) -> tuple[Digest, Catalog]:
+        """The catalog with what is in a directory, or with the entry of anything else."""
+        found = self._find(inode)
+        mounted = self._inside(inode)[0] if found.row.entry.is_directory else found.mounted
+        return mounted.reference.digest, self._catalog(mounted)
 
     def advance(self, root: NestedCatalog) -> set[bytes]:
         """Show another revision from now on, and return the names in the root that the kernel has to forget.
@@ -268,17 +300,18 @@ class RepositoryTree:
             raise OSError(errno.ENOENT, "no such entry")
         return row
 
-    @staticmethod
-    def _guard(call: Callable[P, Result], *arguments: P.args, **options: P.kwargs) -> Result:
-        """The border to what programs see: our errors become EIO, and are told once in the log."""
+    def _guard(self, call: Callable[P, Result], *arguments: P.args, **options: P.kwargs) -> Result:
+        """The border to what programs see: our errors become EIO, and are counted and told once in the log."""
         try:
             return call(*arguments, **options)
         except MicaError as error:
+            failure: Exception = error
             _log.error("%s", error)
-            raise OSError(errno.EIO, str(error)) from error
         except ValueError as error:
+            failure = error
             _log.error("a catalog entry is malformed: %s", error)
-            raise OSError(errno.EIO, str(error)) from error
+        self._client.counter.add(io_errors=1)
+        raise OSError(errno.EIO, str(failure)) from failure
 
 
 class WholeFile:
@@ -295,13 +328,15 @@ class WholeFile:
 
 
 class ChunkedFile:
-    """A large file: only the chunks that are read are fetched."""
-
-    descriptor = -1
+    """A large file: only the chunks that are read are fetched, until it is whole and a plain file of the cache."""
 
     def __init__(self, tree: RepositoryTree, part: PartFile) -> None:
         self._tree = tree
         self._part = part
+
+    @property
+    def descriptor(self) -> int:
+        return self._part.fd if self._part.is_whole else -1
 
     def read(self, offset: int, size: int) -> bytes:
         missing = self._part.missing(offset, size)

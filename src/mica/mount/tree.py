@@ -36,9 +36,10 @@ class Child(NamedTuple):
 
 class OpenFile(Protocol):
     """A regular file being read. `descriptor` is a plain local file with the whole content, or -1 where there is none
-    (then `read` fetches what it needs)."""
+    yet (then `read` fetches what it needs)."""
 
-    descriptor: int
+    @property
+    def descriptor(self) -> int: ...
 
     def read(self, offset: int, size: int) -> bytes: ...
 

@@ -6,14 +6,15 @@ killed server understands every number the kernel still knows. Called by `fuse_d
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from mica.mount import fuse_abi
 from mica.mount.fuse_abi import ATTR_OUT, DIRENTPLUS, ENTRY_OUT, Buffer, Dirent, Entry, Opcode, OpenOut, Statfs
 from mica.mount.fuse_dispatch import Handler, Request
 from mica.mount.handles import Listings, OpenFiles
-from mica.mount.tree import Attributes, Tree
+from mica.mount.passthrough import BackingFiles
+from mica.mount.tree import ROOT_INODE, Attributes, Tree
 
 # What is in no table is answered ENOSYS, and the kernel does what is right by itself and asks no more: OPENDIR and
 # RELEASEDIR (FUSE_NO_OPENDIR_SUPPORT, and then listings are cached), FLUSH, FSYNC, FSYNCDIR, LSEEK, STATX, POLL, BMAP.
@@ -24,11 +25,17 @@ _WRITING: Final = (
 )  # fmt: skip
 # The content of an inode never changes, and nothing is to be flushed: close(2) costs no round trip.
 _OPEN_FLAGS = fuse_abi.FOPEN_KEEP_CACHE | fuse_abi.FOPEN_NOFLUSH
+_PASSTHROUGH_FLAGS = fuse_abi.FOPEN_PASSTHROUGH | fuse_abi.FOPEN_NOFLUSH
 _STATFS_BLOCK_BYTES = 4096
 
 
+Magic = Callable[[int, bytes], bytes | None]
+"""Value of an extended attribute of an inode that no listing shows, None if there is none of that name."""
+
+
 class TreeFileSystem:
-    """Names, attributes and absences are believed by the kernel for the given times; 0 has it ask every time."""
+    """Names, attributes and absences are believed by the kernel for the given times; 0 has it ask every time. `backing`
+    is the session's, if files are to pass through."""
 
     def __init__(
         self,
@@ -37,6 +44,8 @@ class TreeFileSystem:
         entry_timeout_s: float,
         attr_timeout_s: float,
         negative_timeout_s: float = 0.0,
+        backing: BackingFiles | None = None,
+        magic: Magic = lambda _inode, _name: None,
     ) -> None:
         self._tree = tree
         entry, attr = fuse_abi.validity(entry_timeout_s), fuse_abi.validity(attr_timeout_s)
@@ -44,7 +53,8 @@ class TreeFileSystem:
         self._entry_valid = (entry.seconds, attr.seconds, entry.nanoseconds, attr.nanoseconds)
         negative = fuse_abi.validity(negative_timeout_s)
         self._absent = fuse_abi.format_entry_out(Entry(None, negative, negative)) if any(negative) else None
-        self._files = OpenFiles(tree)
+        self._magic = magic
+        self._files = OpenFiles(tree, backing)
         self._listings = Listings(tree)
 
     @property
@@ -106,7 +116,9 @@ class TreeFileSystem:
         flags = fuse_abi.parse_open_flags(request.body)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             return _refuse_write(request)
-        return fuse_abi.format_open_out(OpenOut(self._files.open(request.nodeid), _OPEN_FLAGS))
+        number, backing_id = self._files.open(request.nodeid)
+        open_flags = _PASSTHROUGH_FLAGS if backing_id else _OPEN_FLAGS
+        return fuse_abi.format_open_out(OpenOut(number, open_flags, backing_id))
 
     def _read(self, request: Request) -> Buffer:
         read = fuse_abi.parse_read_in(request.body)
@@ -160,10 +172,19 @@ class TreeFileSystem:
 
     def _getxattr(self, request: Request) -> Buffer:
         asked = fuse_abi.parse_getxattr_in(request.body)
-        value = self._tree.xattrs(request.nodeid).get(asked.name)
+        value = self._xattr(request.nodeid, asked.name)
         if value is None:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return _sized(value, asked.size)
+
+    def _xattr(self, inode: int, name: bytes) -> bytes | None:
+        """A file's own attribute counts, for copies are to be right; but what the root says of the mount is the mount's
+        word and not the repository's."""
+        own = self._tree.xattrs(inode).get(name)
+        if own is not None and inode != ROOT_INODE:
+            return own
+        magic = self._magic(inode, name)
+        return own if magic is None else magic
 
     def _listxattr(self, request: Request) -> Buffer:
         size = fuse_abi.parse_listxattr_in(request.body)

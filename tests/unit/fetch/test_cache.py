@@ -52,6 +52,18 @@ def test_content_comes_back(cache: Cache) -> None:
     cache.close()
 
 
+def test_what_is_here_is_told_without_opening_it(cache: Cache) -> None:
+    assert not cache.has(DIGEST, ZLIB, 7)
+    add(cache, b"content")
+    add(cache, b"unsized", size=None)
+    assert cache.has(DIGEST, ZLIB, None)
+    assert cache.has(DIGEST, ZLIB, 7)
+    assert not cache.has(DIGEST, NONE, 7)
+    assert not cache.has(DIGEST, ZLIB, 8)
+    assert get(cache, 7) == b"content"
+    cache.close()
+
+
 def test_content_of_unknown_size_has_a_place_of_its_own(cache: Cache) -> None:
     add(cache, b"tags", size=None)
     assert get(cache, None) == b"tags"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mica.errors import UserError
-from mica.fetch.routes import DIRECT, HOST_RESET_S, PROXY_RESET_S, Route, Routes, parse_proxies
+from mica.fetch.routes import DIRECT, HOST_RESET_S, PROXY_RESET_S, Route, Routes, parse_proxies, without_password
 
 
 class Clock:
@@ -142,3 +142,16 @@ def test_lists_of_proxies(text: str, groups: list[list[str]]) -> None:
 def test_other_lists_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"empty|not a proxy URL"):
         parse_proxies(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://host/cvmfs/x", "http://host/cvmfs/x"),
+        ("https://user:secret@host:8000/cvmfs/x?y=@z", "https://host:8000/cvmfs/x?y=@z"),
+        ("http://user@[::1]:3128", "http://[::1]:3128"),
+        ("http://us@er:sec@ret@host", "http://host"),
+    ],
+)
+def test_urls_are_shown_without_passwords(url: str, shown: str) -> None:
+    assert without_password(url) == shown

@@ -18,18 +18,20 @@ EXAMPLE = rb"""36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,er
 
 def test_lines_become_mounts() -> None:
     assert parse_mountinfo(EXAMPLE) == [
-        Mount(b"/mnt2", "ext3", b"/dev/root", b"rw,noatime"),
-        Mount(b"/proc", "proc", b"proc", b"rw"),
-        Mount(b"/a b\tc\nd\\e", "fuse.mica", b"mica#x y", b"ro,nosuid"),
+        Mount(b"/mnt2", "ext3", b"/dev/root", b"rw,noatime", 36, b"rw,errors=continue"),
+        Mount(b"/proc", "proc", b"proc", b"rw", 37, b"rw"),
+        Mount(b"/a b\tc\nd\\e", "fuse.mica", b"mica#x y", b"ro,nosuid", 38, b"ro,user_id=0"),
     ]
 
 
 def test_carriage_returns_are_not_escaped_by_the_kernel() -> None:
     line = b"37 35 0:5 / /a\rb rw - fuse.mica mica#x\r ro\n"
-    assert parse_mountinfo(line) == [Mount(b"/a\rb", "fuse.mica", b"mica#x\r", b"rw")]
+    assert parse_mountinfo(line) == [Mount(b"/a\rb", "fuse.mica", b"mica#x\r", b"rw", 37, b"ro")]
 
 
-@pytest.mark.parametrize("line", [b"", b"\n", b"36 35 98:0", b"36 35 98:0 / /x rw", b"36 35 98:0 / /x rw -", b" - "])
+@pytest.mark.parametrize(
+    "line", [b"", b"\n", b"36 35 98:0", b"36 35 98:0 / /x rw", b"36 35 98:0 / /x rw - ext4 x", b" - "]
+)
 def test_lines_that_are_cut_are_left_out(line: bytes) -> None:
     assert parse_mountinfo(line) == []
 

@@ -352,10 +352,10 @@ def test_destroy_is_answered(kernel: Kernel) -> None:
 
 
 def test_the_handshake_takes_what_the_kernel_offers(kernel: Kernel) -> None:
-    offered = abi.FUSE_INIT_EXT | abi.FUSE_PARALLEL_DIROPS | abi.FUSE_HAS_RESEND | abi.FUSE_POSIX_ACL
+    offered = abi.FUSE_INIT_EXT | abi.FUSE_PARALLEL_DIROPS | abi.FUSE_HAS_RESEND | abi.FUSE_ASYNC_DIO
     body = abi.format_init_in(abi.InitIn(7, 45, 131072, offered))
     result = abi.parse_init_out(kernel.ask(Opcode.INIT, 0, body))
-    assert result.flags == offered & ~abi.FUSE_POSIX_ACL
+    assert result.flags == offered & ~abi.FUSE_ASYNC_DIO
     assert (result.major, result.minor, result.time_gran) == (7, 40, 1)
     assert result.max_pages * os.sysconf("SC_PAGE_SIZE") == 1 << 20
 

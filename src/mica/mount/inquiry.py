@@ -1,0 +1,85 @@
+"""Asking the servers of this host's mounted repositories how they are: the mount table, then each root's attribute.
+
+Everybody may mount something that looks like ours, so only what root or the caller mounted is asked, and answers are
+parsed as what comes from outside. A server that does not answer holds nobody up. Called by `mica status`.
+"""
+
+import enum
+import os
+import re
+import threading
+from typing import Final, NamedTuple
+
+from mica.files import owned_fd
+from mica.mount.mountinfo import FUSE_TYPE, REPOSITORY_PREFIX, SERVER_GONE, Mount, mount_number
+from mica.mount.mountstatus import NAME, MountStatus, parse_status
+
+_PATIENCE_S = 5.0
+_USER: Final = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
+
+
+class State(enum.StrEnum):
+    """What can be said of a mount; the values are for people and JSON."""
+
+    SERVING = "serving"
+    GONE = "its server is gone"
+    SILENT = "its server does not answer"
+    COVERED = "covered by another mount"
+    FOREIGN = "mounted by another user"
+    UNKNOWN = "its server tells nothing of itself"
+
+
+class Report(NamedTuple):
+    """`status` is there while the server is serving."""
+
+    fqrn: str
+    target: bytes
+    state: State
+    status: MountStatus | None = None
+
+
+def is_repository(mount: Mount) -> bool:
+    return mount.fstype == FUSE_TYPE and mount.source.startswith(REPOSITORY_PREFIX.encode())
+
+
+def report_mounts(mounts: list[Mount], *, patience_s: float = _PATIENCE_S) -> list[Report]:
+    """Ask all of them at once."""
+    inquiries = [_Inquiry(mount) for mount in mounts]
+    for inquiry in inquiries:
+        inquiry.start()
+    for inquiry in inquiries:
+        inquiry.join(patience_s)
+    return [inquiry.report for inquiry in inquiries]
+
+
+class _Inquiry(threading.Thread):
+    """A daemon: one that waits for a server ends with the process, and the kernel lets it."""
+
+    def __init__(self, mount: Mount) -> None:
+        super().__init__(name="inquiry", daemon=True)
+        self._mount = mount
+        self._fqrn = os.fsdecode(mount.source).removeprefix(REPOSITORY_PREFIX)
+        self.report = Report(self._fqrn, mount.target, State.SILENT)
+
+    def run(self) -> None:
+        status = None
+        try:
+            state, status = self._ask()
+        except ValueError:
+            state = State.UNKNOWN
+        except OSError as error:
+            state = State.GONE if error.errno in SERVER_GONE else State.UNKNOWN
+        self.report = Report(self._fqrn, self._mount.target, state, status)
+
+    def _ask(self) -> tuple[State, MountStatus | None]:
+        if not _is_trusted(self._mount):
+            return State.FOREIGN, None
+        with owned_fd(os.open(self._mount.target, os.O_PATH | os.O_CLOEXEC)) as fd:
+            if mount_number(fd) != self._mount.number:
+                return State.COVERED, None
+            return State.SERVING, parse_status(os.getxattr(f"/proc/self/fd/{fd}", NAME))
+
+
+def _is_trusted(mount: Mount) -> bool:
+    found = _USER.search(mount.super_options)
+    return found is not None and int(found[1]) in {0, os.geteuid()}
