@@ -197,37 +197,38 @@ def base_layers() -> list[bytes]:
     busybox = Path(need("busybox", "busybox-static")).read_bytes()
 
     def lower(tar: tarfile.TarFile) -> None:
-        _add(tar, ".", tarfile.DIRTYPE, mode=0o751)
+        add_member(tar, ".", tarfile.DIRTYPE, mode=0o751)
         for name in ("bin", "etc", "tmp", "data", "data/inner", "opaque", "moved", "moved/deep"):
-            _add(tar, name, tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755)
-        _add(tar, "bin/busybox", data=busybox, mode=0o755)
+            add_member(tar, name, tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755)
+        add_member(tar, "bin/busybox", data=busybox, mode=0o755)
         for applet in APPLETS:
-            _add(tar, f"bin/{applet}", tarfile.SYMTYPE, link="busybox")
-        _add(tar, "etc/passwd", data=b"root:x:0:0::/:/bin/sh\n")
+            add_member(tar, f"bin/{applet}", tarfile.SYMTYPE, link="busybox")
+        add_member(tar, "etc/passwd", data=b"root:x:0:0::/:/bin/sh\n")
         for number in range(20):
-            _add(tar, f"data/{number}", data=b"data %d\n" % number * 100, uid=number, gid=2 * number)
-        _add(tar, "data/inner/file", data=b"inner\n")
-        _add(tar, "data/hard", tarfile.LNKTYPE, link="data/0")
+            add_member(tar, f"data/{number}", data=b"data %d\n" % number * 100, uid=number, gid=2 * number)
+        add_member(tar, "data/inner/file", data=b"inner\n")
+        add_member(tar, "data/hard", tarfile.LNKTYPE, link="data/0")
         for name in ("gone", "opaque/hidden", "moved/a", "moved/deep/b"):
-            _add(tar, name, data=name.encode())
-        _add(tar, "bin/suid", data=b"#!/bin/sh\n", mode=0o4755)
+            add_member(tar, name, data=name.encode())
+        add_member(tar, "bin/suid", data=b"#!/bin/sh\n", mode=0o4755)
 
     def upper(tar: tarfile.TarFile) -> None:
-        _add(tar, ".wh.gone")
-        _add(tar, "opaque", tarfile.DIRTYPE, mode=0o755)
-        _add(tar, "opaque/.wh..wh..opq")
-        _add(tar, "opaque/shown", data=b"shown\n")
-        _add(tar, "data/1", data=b"replaced\n")
+        add_member(tar, ".wh.gone")
+        add_member(tar, "opaque", tarfile.DIRTYPE, mode=0o755)
+        add_member(tar, "opaque/.wh..wh..opq")
+        add_member(tar, "opaque/shown", data=b"shown\n")
+        add_member(tar, "data/1", data=b"replaced\n")
 
     return [by_tarfile(lower), by_tarfile(upper)]
 
 
-def _add(
+def add_member(
     tar: tarfile.TarFile, name: str, kind: bytes = tarfile.REGTYPE, *, data: bytes = b"", mode: int = 0o644,
     link: str = "", uid: int = 0, gid: int = 0,
 ) -> None:  # fmt: skip
     member = tarfile.TarInfo(name)
-    member.type, member.mode, member.linkname, member.uid, member.gid = kind, mode, link, uid, gid
+    member.type, member.linkname, member.uid, member.gid = kind, link, uid, gid
+    member.mode = 0o777 if kind == tarfile.SYMTYPE else mode
     member.mtime, member.size = 1_600_000_000, len(data)
     tar.addfile(member, io.BytesIO(data))
 
@@ -239,7 +240,7 @@ def thin_archive(descriptor: bytes | dict[str, Any], *, name: str = "thin.json",
 
     def fill(tar: tarfile.TarFile) -> None:
         for path, content in {name: data, **(more or {})}.items():
-            _add(tar, path, data=content)
+            add_member(tar, path, data=content)
 
     return image_archive([by_tarfile(fill)], tag)
 
