@@ -72,6 +72,24 @@ class Docker:
             "DOCKER_CONFIG": str(work / "client"),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._containerd: subprocess.Popen[bytes] | None = None
+
+    def _start_containerd(self) -> None:
+        """Containers and their shims outlive an engine that is killed only if containerd does."""
+        place = self.work / "containerd"
+        place.mkdir(exist_ok=True)
+        config = f"version = 2\nroot = '{place}/root'\nstate = '{place}/state'\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n"
+        (place / "config.toml").write_text(f"{config}[grpc]\naddress = '{place}/sock'\n")
+        command = [need("containerd", "containerd"), "--config", str(place / "config.toml")]
+        with (place / "log").open("ab") as log:
+            self._containerd = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
+        deadline = time.monotonic() + _START_S
+        while not (place / "sock").exists():
+            assert self._containerd.poll() is None, (place / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def launch(self) -> subprocess.Popen[bytes]:
         command = [
@@ -79,12 +97,15 @@ class Docker:
             "--pidfile", str(self.work / "pid"), "--host", f"unix://{self.work}/sock", "--bridge=none",
             "--iptables=false", "--ip6tables=false", "--ip-forward=false", *self._options,
         ]  # fmt: skip
-        need("containerd", "containerd")
+        if self._containerd is not None:
+            command += ["--containerd", str(self.work / "containerd" / "sock")]
         need("runc", "runc")
         with self.log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment, start_new_session=True)
 
     def start(self) -> None:
+        if self._containerd is None:
+            self._start_containerd()
         self._process = process = self.launch()
         deadline = time.monotonic() + _START_S
         while not self.answers():
@@ -114,6 +135,9 @@ class Docker:
         if containers:
             self("rm", "-f", *containers)
         self.end(signal.SIGTERM)
+        if self._containerd is not None:
+            self._containerd.terminate()
+            self._containerd.wait(30)
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             target = line.split(" ")[4]
             if target.startswith(f"{self.work}/"):
