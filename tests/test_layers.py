@@ -18,6 +18,8 @@ ORDER = (
     ("mount",),
     ("node",),
     ("run",),
+    ("engine",),
+    ("drivers",),
     ("config",),
     ("cli",),
     ("__main__",),

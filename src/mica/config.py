@@ -14,8 +14,12 @@ keep_free = "5G"                             # what the cache leaves free on its
 urls = ["http://stratum1.example.org/cvmfs/images.example.org"]
 keys = ["/etc/mica/keys/images.example.org.pub"]
 proxies = "DIRECT"                           # optional, instead of the node's
+
+[drivers.docker]                             # the node serves a Docker Engine (docs/design/drivers.md)
+socket = "/run/docker/plugins/mica.sock"     # dockerd --experimental --storage-driver mica
 """
 
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +36,12 @@ _NODE_KEYS = {
     "cache", "proxies", "method", "external", "complete_mb_s", "deadline_s", "quota", "keep_free",
 }  # fmt: skip
 SYSTEM_CONFIG = Path("/etc/mica/config.toml")
+DOCKER_SOCKET = Path("/run/docker/plugins/mica.sock")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`method` None: the best one. Bytes None: as it is, 0: no limit."""
+    """`method` None: the best one. Bytes None: as it is, 0: no limit. `docker_socket` None: no graph driver."""
 
     cache: Path | None = None
     repositories: dict[str, RepositoryLocation] = field(default_factory=dict)
@@ -46,6 +51,7 @@ class NodeConfig:
     complete_mb_s: float = 0.0
     quota_bytes: int | None = None
     keep_free_bytes: int | None = None
+    docker_socket: Path | None = None
 
 
 def load_config(path: Path | None) -> NodeConfig:
@@ -63,7 +69,7 @@ def load_config(path: Path | None) -> NodeConfig:
 
 
 def _config_from(document: dict[str, Any]) -> NodeConfig:
-    _refuse_unknown(document, {"node", "repositories"}, "at the top")
+    _refuse_unknown(document, {"node", "repositories", "drivers"}, "at the top")
     node = _table(document, "node")
     _refuse_unknown(node, _NODE_KEYS, "in [node]")
     proxies = _text(node, "proxies", "DIRECT")
@@ -76,6 +82,10 @@ def _config_from(document: dict[str, Any]) -> NodeConfig:
         own = _text(table, "proxies", proxies)
         repositories[fqrn] = RepositoryLocation(fqrn, urls, tuple(map(Path, keys)), own)
     cache = _text(node, "cache", "")
+    drivers = _table(document, "drivers")
+    _refuse_unknown(drivers, {"docker"}, "in [drivers]")
+    docker = _table(drivers, "docker")
+    _refuse_unknown(docker, {"socket"}, "in [drivers.docker]")
     return NodeConfig(
         Path(cache) if cache else None,
         repositories,
@@ -85,6 +95,7 @@ def _config_from(document: dict[str, Any]) -> NodeConfig:
         _number(node, "complete_mb_s", 0.0),
         _limit(node, "quota"),
         _limit(node, "keep_free"),
+        Path(_text(docker, "socket", os.fspath(DOCKER_SOCKET))) if "docker" in drivers else None,
     )
 
 

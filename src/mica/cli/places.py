@@ -53,6 +53,11 @@ class Places:
     def config(self) -> NodeConfig:
         return self._config
 
+    @property
+    def drivers(self) -> Path:
+        """Where drivers of engines keep what they have to know after a restart."""
+        return self._state / "drivers"
+
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""
         from mica.node.selftest import kernel_facts
