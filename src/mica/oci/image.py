@@ -94,6 +94,10 @@ class Image:
     def manifest_digest(self) -> str:
         return blob_digest(self.manifest.raw)
 
+    def open_stored(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
+        """A blob as it is stored, not verified."""
+        return self._open_blob(descriptor)
+
     @contextlib.contextmanager
     def open_layer(self, layer: LayerSource, max_bytes: int) -> Iterator[LayerStream]:
         with (

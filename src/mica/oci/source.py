@@ -16,7 +16,8 @@ from mica.oci.image import Image, ImageSource, checked_platform, open_described
 from mica.oci.layout import Layout, open_layout, open_layout_archive
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
-from mica.oci.registry import RegistryOptions, open_registry
+from mica.oci.registry import open_registry
+from mica.oci.session import RegistryOptions
 
 _HINT = "Sources: docker://REF  oci:DIR[:TAG]  oci-archive:FILE[:TAG]  docker-archive:FILE[:REF]  docker-daemon:REF"
 
