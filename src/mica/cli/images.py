@@ -1,25 +1,23 @@
-"""Images by what a user calls them: sources to convert, thin images to run, outputs to write."""
+"""Images by what a user calls them: sources to convert, thin images to run."""
 
-import contextlib
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mica.cli.browse import Browser
 from mica.cli.places import Places
+from mica.cli.registries import Access
 from mica.errors import NotFoundError, UserError
 from mica.files import mapped_os_errors
 from mica.oci.image import ImageSource
-from mica.oci.layoutwriter import LayoutWriter, open_layout_archive_writer
-from mica.oci.models import ImageConfig
 from mica.oci.reference import Reference
 from mica.oci.source import open_image
 from mica.thin.descriptor import SIZE_LIMIT, ThinDescriptor, parse_descriptor
-from mica.thin.image import require_thin, write_thin_image
+from mica.thin.image import require_thin
 from mica.thin.layout import image_path
-from mica.thin.record import RECORD_LIMIT, ImageRecord, parse_record
+from mica.thin.record import RECORD_LIMIT, parse_record
 
 _SCHEMES = ("docker:", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:")
 
@@ -33,45 +31,7 @@ class ThinImage:
 
 
 def open_source(source: str, platform: str | None) -> AbstractContextManager[ImageSource]:
-    return open_image(source, platform=platform) if platform else open_image(source)
-
-
-def converted_reference(tag: str | None, image: ImageSource, source: str) -> Reference:
-    """The name an image gets in the repository: the one asked for, the one it has, or one made of its file's name."""
-    if tag is not None:
-        return Reference.parse(tag)
-    if image.reference is not None:
-        return image.reference
-    raise UserError(f"{source} does not tell the name of the image.", hint="Give one with --tag REGISTRY/NAME:TAG.")
-
-
-class Output(NamedTuple):
-    """Where a thin image goes; without a tag it gets the original's."""
-
-    is_archive: bool
-    path: Path
-    tag: str
-
-
-def parse_output(text: str) -> Output:
-    """Raises UserError, so that it can be asked before anything is published."""
-    kind, _, place = text.partition(":")
-    path, tag = _split_tag(place)
-    if kind not in {"oci", "oci-archive"} or not path:
-        raise UserError(f"{text!r} is not oci:DIR[:TAG] or oci-archive:FILE[:TAG].")
-    return Output(kind == "oci-archive", Path(path), tag)
-
-
-def write_output(output: Output, record: ImageRecord, config: ImageConfig) -> str:
-    """Write the thin image; returns its manifest digest."""
-    tag = output.tag or record.reference.tag or "latest"
-    with contextlib.ExitStack() as stack:
-        writer = (
-            stack.enter_context(open_layout_archive_writer(output.path))
-            if output.is_archive
-            else LayoutWriter(output.path)
-        )
-        return write_thin_image(writer, record.descriptor, record.config, tag=tag, platform=config.platform).digest
+    return open_image(source, platform=platform or "", options=Access().source_options())
 
 
 def find_image(name: str, places: Places, platform: str | None) -> ThinImage:
@@ -115,8 +75,3 @@ def _read_start(path: Path) -> bytes:
     """As much as shows that a descriptor is too large."""
     with mapped_os_errors(f"read {path}"), path.open("rb") as file:
         return file.read(SIZE_LIMIT + 1)
-
-
-def _split_tag(place: str) -> tuple[str, str]:
-    path, colon, tag = place.rpartition(":")
-    return (path, tag) if colon and "/" not in tag and path else (place, "")

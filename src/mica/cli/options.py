@@ -45,6 +45,28 @@ MethodOption = Annotated[
     str | None,
     typer.Option(help="How layers are mounted: auto, kernel, loop, ordinary, repository or external (mica doctor)."),
 ]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Plain HTTP and certificates that nobody vouches for, for every registry."),
+]
+AuthfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MICA_AUTHFILE", help="File of logins; default: those that docker, podman and skopeo login write."
+    ),
+]
+CertsOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MICA_CERTS",
+        help="Directory of HOST[:PORT]/hosts.toml or HOST[:PORT]/*.crt; default: certs.d of containerd, containers, "
+        "Docker below /etc.",
+    ),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", min=0, help="Seconds to wait while somebody else publishes into the repository."),
+]
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
 
 

@@ -14,6 +14,7 @@ from mica.errors import IntegrityError, NotFoundError, UserError
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest, is_digest, matches_digest
 from mica.oci.blobstream import BlobStream
+from mica.oci.choice import ImageChoice, every_of_document
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES, parse_document
 from mica.oci.endpoints import Use
 from mica.oci.image import Image, open_document
@@ -58,9 +59,18 @@ class RegistryClient:
 
     def image(self, reference: Reference, *, platform: Platform | None = None) -> Image:
         """The image under a name. It reads through this client, which must stay open."""
+        return self.choice(reference).one(platform)
+
+    def choice(self, reference: Reference) -> ImageChoice:
+        """All that a name stands for. It reads through this client, which must stay open."""
         document = self.manifest(reference)
         reader = _Repository(self, reference)
-        return open_document(document, reader, platform=platform, name=reference.text, reference=reference)
+        name = reference.text
+        return ImageChoice(
+            blob_digest(document.raw),
+            lambda platform: open_document(document, reader, platform=platform, name=name, reference=reference),
+            lambda: every_of_document(document, reader, name=name, reference=reference),
+        )
 
     def manifest(self, reference: Reference) -> Index | Manifest:
         """What a tag or digest points at, verified against the digest where there is one."""
