@@ -2,9 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mica.cli.browse import Browser
 from mica.cli.places import Places
@@ -12,22 +10,15 @@ from mica.cli.registries import Access
 from mica.errors import NotFoundError, UserError
 from mica.files import mapped_os_errors
 from mica.oci.image import ImageSource
+from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.oci.source import open_image
-from mica.thin.descriptor import SIZE_LIMIT, ThinDescriptor, parse_descriptor
-from mica.thin.image import require_thin
+from mica.thin.descriptor import SIZE_LIMIT, parse_descriptor
+from mica.thin.image import ThinImage, require_thin
 from mica.thin.layout import image_path
 from mica.thin.record import RECORD_LIMIT, parse_record
 
 _SCHEMES = ("docker:", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:")
-
-
-@dataclass(frozen=True, slots=True)
-class ThinImage:
-    """A thin image found somewhere; `config` is the whole configuration document of the original."""
-
-    descriptor: ThinDescriptor
-    config: dict[str, Any]
 
 
 def open_source(source: str, platform: str | None) -> AbstractContextManager[ImageSource]:
@@ -36,19 +27,25 @@ def open_source(source: str, platform: str | None) -> AbstractContextManager[Ima
 
 def find_image(name: str, places: Places, platform: str | None) -> ThinImage:
     """A thin image in a layout, archive or registry, a file `thin.json`, or a name that a known repository keeps."""
-    if name.startswith(_SCHEMES):
-        return _read_source(name, platform)
+    if (source := source_of(name)) is not None:
+        return _read_source(source, platform)
     path = Path(name)
-    if os.path.exists(path / "index.json"):  # not Path's: they raise for what cannot be a path
-        return _read_source(f"oci:{name}", platform)
     if os.path.isfile(path):
-        return ThinImage(parse_descriptor(_read_start(path), name), {})
+        return ThinImage(parse_descriptor(_read_start(path), name), {}, Platform.here())
     return _find_record(Reference.parse(name), places)
+
+
+def source_of(name: str) -> str | None:
+    """The source that a name is, or a layout's directory stands for; None for a file or a name in a repository."""
+    if name.startswith(_SCHEMES):
+        return name
+    # Not Path's: they raise for what cannot be a path.
+    return f"oci:{name}" if os.path.exists(Path(name) / "index.json") else None
 
 
 def _read_source(source: str, platform: str | None) -> ThinImage:
     with open_source(source, platform) as image:
-        return ThinImage(require_thin(image), image.config.document())
+        return ThinImage(require_thin(image), image.config.document(), image.config.platform)
 
 
 def _find_record(reference: Reference, places: Places) -> ThinImage:
@@ -63,7 +60,7 @@ def _find_record(reference: Reference, places: Places) -> ThinImage:
             if not isinstance(facts["size"], int) or facts["size"] > RECORD_LIMIT:
                 raise UserError(f"The record of {reference} in {fqrn} is larger than a record can be.")
             record = parse_record(b"".join(browser.read(path)), f"{path.decode()} in {fqrn}")
-            return ThinImage(record.descriptor, record.config)
+            return ThinImage(record.descriptor, record.config, record.platform)
     where = f"in {', '.join(known)}" if known else "and no repository is known here"
     raise NotFoundError(
         f"There is no image {reference} {where}.",

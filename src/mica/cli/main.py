@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import convert, doctor, mount, node, repo, run
+from mica.cli import convert, doctor, mount, node, push, repo, run
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -30,6 +30,7 @@ app.command("convert", epilog="Example: mica convert docker://debian:12 images.e
     convert.convert
 )
 app.command("inspect", epilog="Example: mica inspect oci:thin:debian")(convert.inspect)
+app.command("push", epilog="Example: mica push oci:thin:debian registry.example.org/thin/debian:12")(push.push)
 app.command("mount", epilog="Example: mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org")(
     mount.mount
 )
@@ -74,10 +75,10 @@ def main() -> None:
     sys.exit(run_app(sys.argv[1:]))
 
 
-def run_app(arguments: list[str]) -> int:
+def run_app(arguments: list[str], commands: typer.Typer = app) -> int:
     """Run one command and return its exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        result = commands(arguments, standalone_mode=False)
     except MicaError as error:
         show_error(error)
         return error.exit_code

@@ -6,9 +6,10 @@ that a push needs. Any thread.
 """
 
 import contextlib
+import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from urllib.parse import urlencode, urljoin
 
@@ -19,9 +20,9 @@ from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest, finished_digest, new_blob_hasher
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES, Fields, parse_document
 from mica.oci.endpoints import Use
-from mica.oci.image import Image
+from mica.oci.image import Image, PlatformImage
 from mica.oci.layerstream import Readable
-from mica.oci.models import Descriptor
+from mica.oci.models import Descriptor, format_index
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.oci.registry import RegistryClient
@@ -220,6 +221,20 @@ def copy_image(image: Image, client: RegistryClient, target: Reference) -> Descr
     manifest = Descriptor(image.manifest.media_type, blob_digest(data), len(data))
     writer.put_image(manifest, tag=target.version, data=data)
     return manifest
+
+
+def copy_images(images: Sequence[PlatformImage], client: RegistryClient, target: Reference) -> Descriptor:
+    """Push one image as it is, or several as an index of them."""
+    if len(images) == 1:
+        return copy_image(images[0].image, client, target)
+    manifests = []
+    for one in images:
+        by_digest = Reference(target.registry, target.repository, None, one.image.manifest_digest)
+        manifests.append(dataclasses.replace(copy_image(one.image, client, by_digest), platform=one.platform))
+    writer = RegistryWriter(client, target)
+    index = writer.put_blob(format_index(tuple(manifests)), mediatypes.OCI_INDEX)
+    writer.put_image(index, tag=target.version)
+    return index
 
 
 def _opener(image: Image, descriptor: Descriptor) -> OpenBlob:
