@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import convert, doctor, mount, node, push, repo, run
+from mica.cli import convert, doctor, mount, node, push, repo, run, sync
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -31,6 +31,7 @@ app.command("convert", epilog="Example: mica convert docker://debian:12 images.e
 )
 app.command("inspect", epilog="Example: mica inspect oci:thin:debian")(convert.inspect)
 app.command("push", epilog="Example: mica push oci:thin:debian registry.example.org/thin/debian:12")(push.push)
+app.command("sync", epilog="Example: mica sync --loop --interval 600 recipe.yaml")(sync.sync)
 app.command("mount", epilog="Example: mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org")(
     mount.mount
 )

@@ -44,13 +44,29 @@ class Access(NamedTuple):
 def _credential_finder(authfile: Path | None, environment: Mapping[str, str]) -> Callable[[str], Credential | None]:
     """Looks into the files when the first registry asks: most commands never do."""
     found: list[DockerCredentials] = []
+    stated = _stated_logins(environment)
 
     def find(registry: str) -> Credential | None:
+        if registry in stated:
+            return stated[registry]
         if not found:
             found.extend(_read_logins(path) for path in _login_files(authfile, environment))
         return next((credential for one in found if (credential := one.find(registry)) is not None), None)
 
     return find
+
+
+def _stated_logins(environment: Mapping[str, str]) -> dict[str, Credential]:
+    """`DUCC_AUTH_REGISTRIES=A,B` with `DUCC_A_IDENT` (the registry's host), `DUCC_A_USER` and `DUCC_A_PASS`."""
+    logins = {}
+    for name in filter(None, environment.get("DUCC_AUTH_REGISTRIES", "").split(",")):
+        host, user, word = (environment.get(f"DUCC_{name.strip()}_{part}", "") for part in ("IDENT", "USER", "PASS"))
+        if not host or not user:
+            raise UserError(
+                f"DUCC_AUTH_REGISTRIES names {name[:60]!r}, whose registry or user is not in DUCC_{name}_*."
+            )
+        logins[host] = Credential(user, word)
+    return logins
 
 
 def _login_files(authfile: Path | None, environment: Mapping[str, str]) -> list[Path]:

@@ -88,6 +88,12 @@ class CatalogTree:
     def children(self, path: bytes) -> list[Entry]:
         return [row.entry for row in self._branch_below(path).view.children(path_hash(path))]
 
+    def chunks(self, path: bytes) -> tuple[Chunk, ...]:
+        """Those of a file that has some."""
+        branch = self._branch_of(path)
+        row = branch.view.find(path)
+        return tuple(branch.view.chunks(row)) if row is not None and row.entry.flags & Flag.CHUNKED else ()
+
     def put(self, path: bytes, entry: Entry, chunks: Sequence[Chunk] = ()) -> None:
         """Add or replace an entry that is no mountpoint; its parent must be a directory."""
         branch = self._branch_below(parent_path(path))

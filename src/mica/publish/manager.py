@@ -121,6 +121,11 @@ class ReleaseManager:
         """Directory of layers that are being made or wait for a revision; see thin/staging.py."""
         return self._home / "layers"
 
+    @property
+    def sync(self) -> Path:
+        """Directory of what recipes have brought into the repository; see sync/state.py."""
+        return self._home / "sync"
+
     @contextlib.contextmanager
     def _locked(self, wait_s: float = 0.0) -> Iterator[None]:
         with locked(self._home / "lock", what=f"Repository {self.fqrn}", wait_s=wait_s):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from mica.errors import UserError
+from mica.errors import TemporaryError, UserError
 from mica.oci.image import ImageSource, LayerSource
 from mica.publish.catalogtree import CatalogTree, base_name, directory_entry, parent_path
 from mica.publish.manager import ReleaseManager
@@ -138,6 +138,7 @@ def convert(
     made = making.run(jobs)
     with manager.transaction(wait_s=wait_s) as transaction:
         published = {digest for digest, layer in made.items() if _attach(layer, transaction)}
+        _check_layers(plan, transaction.catalogs)
         changed = bool(published)
         for wanted in images:
             changed |= _publish_chains(wanted.image, transaction.catalogs)
@@ -214,6 +215,16 @@ def _attach(layer: StagedLayer, transaction: Transaction) -> bool:
     facts = facts_path(layer.digest)
     transaction.catalogs.put(facts, transaction.store_file(base_name(facts), layer.facts))
     return True
+
+
+def _check_layers(plan: Sequence[PlannedLayer], catalogs: CatalogTree) -> None:
+    """What was published when the plan was made may have been removed since."""
+    for planned in plan:
+        if catalogs.find(layer_path(planned.layer.digest)) is None:
+            raise TemporaryError(
+                f"Layer {planned.layer.digest} was removed from the repository meanwhile.",
+                hint="Try again: it is published anew.",
+            )
 
 
 def _make_room(transaction: Transaction, directory: bytes) -> None:
