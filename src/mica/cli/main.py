@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import convert, doctor, mount, node, push, repo, run, sync
+from mica.cli import convert, doctor, mount, node, portal, push, repo, run, sync
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -43,6 +43,7 @@ app.command(
 )(run.run)
 
 
+app.command("portal", epilog="Example: mica portal --config /etc/mica/config.toml")(portal.portal)
 app.command("node", epilog="Example: mica node --config /etc/mica/config.toml")(node.node)
 app.command("doctor", epilog="Example: mica doctor --json")(doctor.doctor)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mica.errors import UserError
+from mica.errors import UsageError, UserError
 
 
 def default_state() -> Path:
@@ -68,6 +68,14 @@ WaitOption = Annotated[
     typer.Option("--wait", min=0, help="Seconds to wait while somebody else publishes into the repository."),
 ]
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT, an IPv6 address in brackets; without a host all addresses. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 0xFFFF:
+        raise UsageError(f"{text!r} is not HOST:PORT.")
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - an empty host is asked for
 
 
 def repository_path(text: str) -> bytes:

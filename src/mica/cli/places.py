@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from mica.config import NodeConfig, load_config, parse_method
-from mica.errors import NotFoundError, UsageError
+from mica.config import NodeConfig, PortalConfig, load_config, parse_method
+from mica.errors import NotFoundError, UsageError, UserError
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
 from mica.node.stack import Method
@@ -40,6 +40,15 @@ class Places:
     def external(self) -> Path:
         """Where another client shows repositories, one directory each."""
         return self._config.external
+
+    @property
+    def portal(self) -> PortalConfig:
+        """Raises UserError where nothing is configured."""
+        if self._config.portal is None:
+            raise UserError(
+                "The configuration has no [portal].", hint='It needs at least: repository = "…" and allow = ["…"].'
+            )
+        return self._config.portal
 
     @property
     def deadline_s(self) -> float:

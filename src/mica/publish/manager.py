@@ -126,6 +126,11 @@ class ReleaseManager:
         """Directory of what recipes have brought into the repository; see sync/state.py."""
         return self._home / "sync"
 
+    @property
+    def thin(self) -> Path:
+        """Directory of thin images that were made on demand; see portal/shelf.py."""
+        return self._home / "thin"
+
     @contextlib.contextmanager
     def _locked(self, wait_s: float = 0.0) -> Iterator[None]:
         with locked(self._home / "lock", what=f"Repository {self.fqrn}", wait_s=wait_s):

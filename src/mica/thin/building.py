@@ -53,15 +53,26 @@ class StoppedError(Exception):
 
 
 class LayerBuilder:
-    """What all layers of a conversion have in common. `jobs` of them are made at a time and share its memory."""
+    """What all layers of a conversion have in common. `jobs` of them are made at a time and share its memory.
 
-    def __init__(self, store: ObjectStore, rules: ObjectRules, limits: ConversionLimits, *, jobs: int) -> None:
+    `stop` may come from outside; set, it does what the method of that name does.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        rules: ObjectRules,
+        limits: ConversionLimits,
+        *,
+        jobs: int,
+        stop: threading.Event | None = None,
+    ) -> None:
         self._store = store
         self._rules = rules
         self._limits = limits
         self._in_flight_bytes = IN_FLIGHT_BYTES // jobs
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._stop = stop or threading.Event()
         self.new_objects = 0
         self.stored_bytes = 0
 

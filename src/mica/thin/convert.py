@@ -7,6 +7,7 @@ and one for each layer under way.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -126,14 +127,15 @@ def convert(
     limits: ConversionLimits = DEFAULT_LIMITS,
     jobs: int = DEFAULT_JOBS,
     wait_s: float = 0.0,
+    stop: threading.Event | None = None,
 ) -> Conversion:
     """Publish what is missing of some images as one new revision; none if nothing is.
 
-    `wait_s`: how long to wait for who publishes meanwhile. Raises what the first layer that failed did; those that
-    were finished by then stay staged, and so do those that were under way.
+    `wait_s`: how long to wait for who publishes meanwhile; `stop`: set, it ends the work by StoppedError. Raises what
+    the first layer that failed did; those that were finished by then stay staged, and so do those that were under way.
     """
     plan = plan_conversion([wanted.image for wanted in images], manager)
-    builder = LayerBuilder(manager.store, manager.settings.objects, limits, jobs=jobs)
+    builder = LayerBuilder(manager.store, manager.settings.objects, limits, jobs=jobs, stop=stop)
     making = _Making(manager, builder, observer, plan)
     made = making.run(jobs)
     with manager.transaction(wait_s=wait_s) as transaction:

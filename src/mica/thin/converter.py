@@ -5,6 +5,7 @@ Any thread; conversions in several threads share layers as those of several proc
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -80,6 +81,11 @@ class Converter:
         self._manager = manager
         self._options = options
         self._observer = observer or SilentObserver()
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End all conversions under way, now and later, by StoppedError; what they finished stays staged."""
+        self._stop.set()
 
     @contextlib.contextmanager
     def opened(self, source: str, platforms: Platforms, *, name: str = "") -> Iterator[OpenedSource]:
@@ -109,7 +115,7 @@ class Converter:
         options = self._options
         return convert(
             wanted, self._manager,
-            observer=self._observer, limits=options.limits, jobs=options.jobs, wait_s=options.wait_s,
+            observer=self._observer, limits=options.limits, jobs=options.jobs, wait_s=options.wait_s, stop=self._stop,
         )  # fmt: skip
 
     def write(self, opened: OpenedSource, writer: ImageWriter, *, tag: str) -> Descriptor:
