@@ -15,6 +15,8 @@ ORDER = (
     ("fetch",),
     ("publish",),
     ("thin",),
+    ("sync",),
+    ("portal",),
     ("mount",),
     ("node",),
     ("run",),

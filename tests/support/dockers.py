@@ -78,7 +78,8 @@ class Docker:
         """Containers and their shims outlive an engine that is killed only if containerd does."""
         place = self.work / "containerd"
         place.mkdir(exist_ok=True)
-        config = f"version = 2\nroot = '{place}/root'\nstate = '{place}/state'\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n"
+        config = f"version = 2\nroot = '{place}/root'\nstate = '{place}/state'\n"
+        config += "disabled_plugins = ['io.containerd.grpc.v1.cri']\n"
         (place / "config.toml").write_text(f"{config}[grpc]\naddress = '{place}/sock'\n")
         command = [need("containerd", "containerd"), "--config", str(place / "config.toml")]
         with (place / "log").open("ab") as log:
