@@ -23,7 +23,8 @@ from typing import Self
 from mica.digest import Digest, digest_of
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
-from mica.files import explained_os_error, locked_in_turn, mapped_os_errors, owned_fd, replace_file
+from mica.fetch.readahead import ReadAhead
+from mica.files import locked_in_turn, mapped_os_errors, owned_fd, replace_file
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name, parse_chunk_list
 from mica.repo.objects import Compression
@@ -42,6 +43,7 @@ class PartFile:
         self.name = name
         self.chunks = chunks
         self._cache = cache
+        self.read_ahead = ReadAhead()
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._path = _path(cache, name)
         with contextlib.ExitStack() as stack, mapped_os_errors(f"write to the cache {cache.root}"):
@@ -88,13 +90,27 @@ class PartFile:
         last = bisect.bisect_left(self._ends, min(offset + size, self.name.size))
         return range(first, last + 1)
 
+    def has(self, number: int) -> bool:
+        return bool(self._map[number])
+
     def put(self, number: int, content: int) -> None:
         """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one."""
+        with mapped_os_errors(f"write to the cache {self._cache.root}"):
+            _copy(content, self.fd, self.chunks[number])
+        self._mark(number)
+
+    def put_bytes(self, number: int, content: bytes) -> None:
+        """As `put`."""
         chunk = self.chunks[number]
-        try:
-            _copy(content, self.fd, chunk)
-        except OSError as error:
-            raise explained_os_error(error, f"write to the cache {self._cache.root}") from error
+        if len(content) != chunk.size:
+            raise IntegrityError(f"Chunk {chunk.digest} has {len(content)} bytes and not {chunk.size}.")
+        with mapped_os_errors(f"write to the cache {self._cache.root}"):
+            done = 0
+            while done < len(content):
+                done += os.pwrite(self.fd, memoryview(content)[done:], chunk.offset + done)
+        self._mark(number)
+
+    def _mark(self, number: int) -> None:
         self._map[number : number + 1] = _MARK
         if self.is_whole:
             self._finish()
@@ -215,7 +231,7 @@ def _sized(path: str, size: int) -> int:
 
 
 def _copy(source: int, target: int, chunk: Chunk) -> None:
-    """By hand: copy_file_range(2) refuses to leave the file system, and small chunks come from memory."""
+    """By hand: copy_file_range(2) refuses to leave the file system."""
     done = 0
     while done < chunk.size:
         data = os.pread(source, min(_BLOCK_BYTES, chunk.size - done), done)
