@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALWAYS_THERE = {("tar", "tar")}
+ALWAYS_THERE = {("tar", "tar"), ("cp", "coreutils"), ("setpriv", "util-linux"), ("unshare", "util-linux")}
 NOT_BY_NEED = {("python:ensurepip", "python3-venv")}
 
 
