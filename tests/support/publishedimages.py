@@ -72,9 +72,9 @@ class PublishedImage:
         raise FileNotFoundError(path)
 
     def layer_reports(self, cache: Path) -> list[dict[str, Any]]:
-        """`layer.json` of every layer."""
+        """The layer facts of every layer."""
         with opened_tree(self.repository, cache) as tree:
-            paths = [f"{os.path.dirname(layer.path)}/layer.json" for layer in self.descriptor.layers]
+            paths = [f"{os.path.dirname(layer.path)}.json" for layer in self.descriptor.layers]
             return [json.loads(read_file(tree, find_path(tree, path))) for path in paths]
 
 
