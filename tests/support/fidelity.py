@@ -1,6 +1,6 @@
 """A published image, mounted, against what another program unpacks of the original: every entry, byte and attribute.
 
-What the format cannot hold is listed in the layer facts; exactly that is left out of the comparison.
+What the format cannot hold is listed in each layer's facts; exactly that is left out of the comparison.
 """
 
 import os
