@@ -63,7 +63,7 @@ def served(work: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
+def mounted(work: Path, url: str, *options: str, cache: str) -> Iterator[tuple[Path, int]]:
     """The repository mounted from a URL; mount point and process id of its server."""
     target = work / "mnt"
     target.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
     reader, writer = os.pipe()
     command = [
         sys.executable, "-m", "mica", "mount", FQRN, str(target), "--url", url, "--key", str(key),
-        "--cache", str(work / cache), "--foreground", "--ready-fd", str(writer),
+        "--cache", str(work / cache), "--foreground", "--ready-fd", str(writer), *options,
     ]  # fmt: skip
     with subprocess.Popen(command, pass_fds=(writer,), env={**os.environ, "MICA_STATE": str(work / "state")}) as server:
         os.close(writer)
@@ -81,6 +81,12 @@ def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
             yield target, server.pid
         finally:
             server.send_signal(signal.SIGTERM)
+
+
+def make_random_file(path: Path, size_bytes: int) -> None:
+    """Content that no compressor and no file system can make smaller."""
+    with open(path, "wb") as file:
+        file.writelines(os.urandom(1 << 20) for _ in range(size_bytes >> 20))
 
 
 def make_tree(root: Path, files: int, size: int) -> None:

@@ -40,7 +40,12 @@ def status(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the repositories mounted here: how they do, what they fetched, how much of them is in the cache."""
+    """Show the repositories mounted here: how they do, what they fetched, how much of them is local.
+
+    Local is what is in the cache and can be read without a server. Nothing is fetched to tell it: catalogs that are not
+    in the cache are not looked into, and counted. Passthrough tells from which size on the kernel reads files itself,
+    or why it does not.
+    """
     sections = [provider(directory) for provider in providers()]
     if directory is not None and not any(section.rows for section in sections):
         raise UserError(f"{directory} is in no mounted repository.")
