@@ -4,8 +4,8 @@ import fnmatch
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,31 +33,50 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two things to measure, each returning one figure."""
+    """Two things to measure, each returning one figure. `warm_ups` is how often both run before it counts."""
 
     ours: Callable[[], float]
     baseline: Callable[[], float] | None = None
     repeats: int = REPEATS
+    warm_ups: int = 0
 
 
 Setup = Callable[[], AbstractContextManager[Pair]]
+SharedSetup = Callable[[], AbstractContextManager[Mapping[str, Pair]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    name: str
+class _Group:
+    """Rows that one preparation serves."""
+
+    names: tuple[str, ...]
     unit: str
-    setup: Setup
+    setup: SharedSetup
 
 
-_ROWS: list[_Row] = []
+_GROUPS: list[_Group] = []
 
 
 def row(name: str, unit: str) -> Callable[[Setup], Setup]:
     """Register a context manager that prepares a pair and cleans up after it."""
 
     def register(setup: Setup) -> Setup:
-        _ROWS.append(_Row(name, unit, setup))
+        @contextmanager
+        def alone() -> Iterator[Mapping[str, Pair]]:
+            with setup() as pair:
+                yield {name: pair}
+
+        _GROUPS.append(_Group((name,), unit, alone))
+        return setup
+
+    return register
+
+
+def rows(names: Sequence[str], unit: str) -> Callable[[SharedSetup], SharedSetup]:
+    """Register a context manager that prepares pairs by name; those not asked for are not run."""
+
+    def register(setup: SharedSetup) -> SharedSetup:
+        _GROUPS.append(_Group(tuple(names), unit, setup))
         return setup
 
     return register
@@ -65,14 +84,21 @@ def row(name: str, unit: str) -> Callable[[Setup], Setup]:
 
 def run_rows(pattern: str) -> Iterator[Result]:
     """Measure the rows that match a glob, in the order of their registration."""
-    for each in _ROWS:
-        if fnmatch.fnmatch(each.name, pattern):
-            print(f"{each.name} …", file=sys.stderr, flush=True)
-            with each.setup() as pair:
-                yield _measure(each, pair)
+    for group in _GROUPS:
+        wanted = fnmatch.filter(group.names, pattern)
+        if not wanted:
+            continue
+        print(f"{' '.join(wanted)} …", file=sys.stderr, flush=True)
+        with group.setup() as pairs:
+            for name in wanted:
+                yield _measure(name, group.unit, pairs[name])
 
 
-def _measure(each: _Row, pair: Pair) -> Result:
+def _measure(name: str, unit: str, pair: Pair) -> Result:
+    for _ in range(pair.warm_ups):
+        pair.ours()
+        if pair.baseline is not None:
+            pair.baseline()
     ours, theirs = [], []
     for _ in range(pair.repeats):
         ours.append(pair.ours())
@@ -82,7 +108,7 @@ def _measure(each: _Row, pair: Pair) -> Result:
     baseline = statistics.median(theirs) if theirs else None
     ratio = round(value / baseline, 3) if baseline else None
     return Result(
-        each.name, round(value, 4), each.unit, None if baseline is None else round(baseline, 4), ratio, len(ours),
+        name, round(value, 4), unit, None if baseline is None else round(baseline, 4), ratio, len(ours),
         round(min(ours), 4), round(max(ours), 4),
     )  # fmt: skip
 

@@ -1,8 +1,6 @@
 """Looking through a mount beside looking at the same tree on the local disk."""
 
 import contextlib
-import mmap
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +10,12 @@ from benchmarks.harness import Pair, row
 from benchmarks.support import (
     FQRN,
     drop_caches,
-    make_random_file,
+    loop_pair,
+    make_large_file,
     make_tree,
     mica,
     mounted,
+    read_all,
     remove,
     served,
     workspace,
@@ -24,39 +24,10 @@ from benchmarks.support import (
 _FILES = 10_000
 _FILE_BYTES = 5_000
 _MANY = 100_000
-_GIGABYTE = 1 << 30
-_BLOCK = 1 << 20
-_PAGE = 4096
 
 
 def _find(tree: Path) -> None:
     subprocess.run(["find", tree, "-ls"], check=True, stdout=subprocess.DEVNULL)
-
-
-def _read(tree: Path) -> None:
-    command = f"find {tree} -type f -print0 | xargs -0 cat > /dev/null"
-    subprocess.run(["sh", "-c", command], check=True)
-
-
-def _read_in_blocks(file: Path) -> None:
-    buffer = bytearray(_BLOCK)
-    with open(file, "rb", buffering=0) as stream:
-        while stream.readinto(buffer):
-            pass
-
-
-def _touch_pages(file: Path) -> None:
-    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as content:
-        for offset in range(0, len(content), _PAGE):
-            content[offset]
-
-
-def _open_and_read(tree: Path) -> None:
-    for directory in filter(os.DirEntry.is_dir, os.scandir(tree)):
-        for entry in os.scandir(directory.path):
-            fd = os.open(entry.path, os.O_RDONLY)
-            os.read(fd, _BLOCK)
-            os.close(fd)
 
 
 def _make_text(tree: Path) -> None:
@@ -65,7 +36,7 @@ def _make_text(tree: Path) -> None:
 
 def _make_gigabyte(tree: Path) -> None:
     tree.mkdir()
-    make_random_file(tree / "file", _GIGABYTE)
+    make_large_file(tree / "large", 1 << 30)
 
 
 @contextlib.contextmanager
@@ -127,7 +98,7 @@ def find_second() -> Iterator[Pair]:
 @contextlib.contextmanager
 def read_first() -> Iterator[Pair]:
     """Reading every file, each fetched from a server on loopback."""
-    with _looking(_read, again=False) as pair:
+    with _looking(read_all, again=False) as pair:
         yield pair
 
 
@@ -135,40 +106,31 @@ def read_first() -> Iterator[Pair]:
 @contextlib.contextmanager
 def read_second() -> Iterator[Pair]:
     """Reading every file once more."""
-    with _looking(_read, again=True) as pair:
+    with _looking(read_all, again=True) as pair:
         yield pair
 
 
 @contextlib.contextmanager
-def _looking_into_cache(
-    look: Callable[[Path], None], make: Callable[[Path], None], inside: str, *, is_in_memory: bool
-) -> Iterator[Pair]:
+def _looping(loop: str, make: Callable[[Path], None], *, cold: bool) -> Iterator[Pair]:
     """One mount whose files were read before, so that all of them are in the node's cache."""
     with _published(make) as (work, url), mounted(work, url, cache="cache") as (target, _):
-
-        def measure(tree: Path) -> float:
-            if not is_in_memory:
-                drop_caches()
-            return _seconds(look, tree / inside)
-
-        look(target / "data" / inside)
-        look(work / "tree" / inside)
-        yield Pair(lambda: measure(target / "data"), lambda: measure(work / "tree"))
+        read_all(target / "data")
+        yield loop_pair(loop, target / "data", work / "tree", _FILES, cold=cold)
 
 
 @row("mount.seq_1g", "s")
 @contextlib.contextmanager
 def sequential() -> Iterator[Pair]:
-    """Reading a file of 1 GiB from the node's cache, block by block, nothing of it in memory."""
-    with _looking_into_cache(_read_in_blocks, _make_gigabyte, "file", is_in_memory=False) as pair:
+    """Reading a file of 1 GiB from the node's cache, nothing of it in memory."""
+    with _looping("seq", _make_gigabyte, cold=True) as pair:
         yield pair
 
 
 @row("mount.mmap_1g", "s")
 @contextlib.contextmanager
 def mapped() -> Iterator[Pair]:
-    """Touching every page of the same file in a mapping, nothing of it in memory."""
-    with _looking_into_cache(_touch_pages, _make_gigabyte, "file", is_in_memory=False) as pair:
+    """One byte of every page of the same file through mmap(2), nothing of it in memory."""
+    with _looping("mmap", _make_gigabyte, cold=True) as pair:
         yield pair
 
 
@@ -176,7 +138,7 @@ def mapped() -> Iterator[Pair]:
 @contextlib.contextmanager
 def open_read_small() -> Iterator[Pair]:
     """Opening, reading and closing each of 10,000 files of 5 kB, all of them in memory."""
-    with _looking_into_cache(_open_and_read, _make_text, ".", is_in_memory=True) as pair:
+    with _looping("open_read", _make_text, cold=False) as pair:
         yield pair
 
 

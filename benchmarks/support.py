@@ -13,6 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import loops
+from benchmarks.harness import Pair
+from mica.mount.overlay import open_overlay, plan_overlay
+
 FQRN = "bench.example.org"
 
 
@@ -62,15 +66,31 @@ def served(work: Path) -> Iterator[str]:
             server.send_signal(signal.SIGTERM)
 
 
+def public_key(work: Path) -> Path:
+    return work / "state" / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
+
+
+def nginx_command(work: Path, port: int) -> list[str | Path]:
+    """Command of nginx in the foreground for `work/storage` as `/cvmfs/<fqrn>/`, one process: it is never the limit."""
+    (work / "nginx").mkdir(exist_ok=True)
+    temporary = "".join(f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (work / "nginx" / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid nginx.pid; error_log stderr;"
+        f"events {{ worker_connections 1024; }}"
+        f"http {{ access_log off; sendfile on; tcp_nopush on; default_type application/octet-stream; {temporary}"
+        f"server {{ listen {port}; location /cvmfs/{FQRN}/ {{ alias {work}/storage/; }} }} }}\n"
+    )
+    return ["nginx", "-p", work / "nginx", "-e", "stderr", "-c", "nginx.conf"]
+
+
 @contextlib.contextmanager
 def mounted(work: Path, url: str, *options: str, cache: str) -> Iterator[tuple[Path, int]]:
     """The repository mounted from a URL; mount point and process id of its server."""
     target = work / "mnt"
     target.mkdir(exist_ok=True)
-    key = work / "state" / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
     reader, writer = os.pipe()
     command = [
-        sys.executable, "-m", "mica", "mount", FQRN, str(target), "--url", url, "--key", str(key),
+        sys.executable, "-m", "mica", "mount", FQRN, str(target), "--url", url, "--key", str(public_key(work)),
         "--cache", str(work / cache), "--foreground", "--ready-fd", str(writer), *options,
     ]  # fmt: skip
     with subprocess.Popen(command, pass_fds=(writer,), env={**os.environ, "MICA_STATE": str(work / "state")}) as server:
@@ -83,10 +103,40 @@ def mounted(work: Path, url: str, *options: str, cache: str) -> Iterator[tuple[P
             server.send_signal(signal.SIGTERM)
 
 
-def make_random_file(path: Path, size_bytes: int) -> None:
-    """Content that no compressor and no file system can make smaller."""
-    with open(path, "wb") as file:
-        file.writelines(os.urandom(1 << 20) for _ in range(size_bytes >> 20))
+def make_large_file(path: Path, size_bytes: int) -> None:
+    """Content that no compressor makes smaller, the same for the same size."""
+    content = random.Random(1)
+    with path.open("wb") as file:
+        file.writelines(content.randbytes(1 << 20) for _ in range(size_bytes >> 20))
+
+
+def printed_seconds(command: list[str | Path]) -> float:
+    """What a command says that it took."""
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def loop_pair(loop: str, ours: Path, theirs: Path, count: int, *, cold: bool = False) -> Pair:
+    """Seconds of one of `loops` over two trees; with `cold` nothing of them is in memory."""
+
+    def measure(tree: Path) -> float:
+        if cold:
+            drop_caches()
+        return printed_seconds([sys.executable, loops.__file__, loop, tree, str(count)])
+
+    return Pair(lambda: measure(ours), lambda: measure(theirs), warm_ups=0 if cold else 1)
+
+
+@contextlib.contextmanager
+def overlaid(layers: list[Path], place: Path) -> Iterator[Path]:
+    """Directories, top first, under a writable layer, as every engine mounts them."""
+    for name in ("upper", "work", "merged"):
+        (place / name).mkdir(parents=True, exist_ok=True)
+    with open_overlay(plan_overlay(layers, place / "upper", place / "work", place / "merged")) as target:
+        yield target
+
+
+def read_all(tree: Path) -> None:
+    subprocess.run(["sh", "-c", f"find {tree} -xdev -type f -print0 | xargs -0 cat > /dev/null"], check=True)
 
 
 def make_tree(root: Path, files: int, size: int) -> None:

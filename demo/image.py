@@ -190,10 +190,25 @@ def _bootstrap(work: Path, name: str, packages: tuple[str, ...]) -> None:
         "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
         f"--aptopt={options}", '--aptopt=APT::Install-Recommends "false"', "--dpkgopt=force-unsafe-io",
         *([f"--include={','.join(packages)}"] if packages else []),
+        *([f"--customize-hook=chroot \"$1\" python3 -c '{_COMPILE}'"] if "python3" in packages else []),
         SUITE, str(work / name), *([str(sources)] if sources.stat().st_size else []),
     ]  # fmt: skip
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(_epoch_s())}
     subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+
+# With SOURCE_DATE_EPOCH set, packages compile Python modules so that every import reads the source too and hashes it.
+# No ordinary image has that: compile again, for the times that the sources get in the layer.
+_COMPILE = """
+import glob, importlib.util, os, py_compile
+latest = int(os.environ["SOURCE_DATE_EPOCH"])
+for compiled in glob.glob("/usr/lib/python3*/**/__pycache__/*.pyc", recursive=True):
+    source = importlib.util.source_from_cache(compiled)
+    if os.stat(source).st_mtime > latest:
+        os.utime(source, (latest, latest))
+    mode = py_compile.PycInvalidationMode.TIMESTAMP
+    py_compile.compile(source, compiled, doraise=True, invalidation_mode=mode)
+"""
 
 
 def _package_sources() -> str:

@@ -5,6 +5,7 @@ cache = "/var/lib/mica/cache"                # verified content
 proxies = "http://squid:3128;DIRECT"         # groups by `;`, members by `|`, as CVMFS_HTTP_PROXY
 method = "auto"                              # how layers are mounted: auto, or what `mica doctor` lists
 external = "/cvmfs"                          # where another client shows repositories, for method "external"
+complete_mb_s = 0                            # fetch the rest of images in use at this rate, 10^6 bytes/s; 0: do not
 deadline_s = 30                              # how long opens wait for a node that was killed, then they fail
 
 [repositories."images.example.org"]
@@ -23,19 +24,20 @@ from mica.fetch.location import RepositoryLocation
 from mica.files import mapped_os_errors
 from mica.node.stack import Method
 
-_DEADLINE_MAX_S = 86400
+_NUMBER_MAX = 86400
 SYSTEM_CONFIG = Path("/etc/mica/config.toml")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`method` None: the best one. `deadline_s`: seconds."""
+    """`method` None: the best one."""
 
     cache: Path | None = None
     repositories: dict[str, RepositoryLocation] = field(default_factory=dict)
     method: Method | None = None
     external: Path = Path("/cvmfs")
     deadline_s: float = 30.0
+    complete_mb_s: float = 0.0
 
 
 def load_config(path: Path | None) -> NodeConfig:
@@ -55,7 +57,7 @@ def load_config(path: Path | None) -> NodeConfig:
 def _config_from(document: dict[str, Any]) -> NodeConfig:
     _refuse_unknown(document, {"node", "repositories"}, "at the top")
     node = _table(document, "node")
-    _refuse_unknown(node, {"cache", "proxies", "method", "external", "deadline_s"}, "in [node]")
+    _refuse_unknown(node, {"cache", "proxies", "method", "external", "deadline_s", "complete_mb_s"}, "in [node]")
     proxies = _text(node, "proxies", "DIRECT")
     repositories = {}
     for fqrn in _table(document, "repositories"):
@@ -71,7 +73,8 @@ def _config_from(document: dict[str, Any]) -> NodeConfig:
         repositories,
         parse_method(_text(node, "method", "auto")),
         Path(_text(node, "external", "/cvmfs")),
-        _seconds(node, "deadline_s", 30.0),
+        _number(node, "deadline_s", 30.0),
+        _number(node, "complete_mb_s", 0.0),
     )
 
 
@@ -85,10 +88,10 @@ def parse_method(text: str) -> Method | None:
         raise ValueError(f"{text!r} is not a method; known are auto, {', '.join(Method)}") from error
 
 
-def _seconds(table: dict[str, Any], name: str, default: float) -> float:
+def _number(table: dict[str, Any], name: str, default: float) -> float:
     value = table.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _DEADLINE_MAX_S:
-        raise ValueError(f"{name!r} has to be a number of seconds from 0 to {_DEADLINE_MAX_S}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _NUMBER_MAX:
+        raise ValueError(f"{name!r} has to be a number from 0 to {_NUMBER_MAX}")
     return float(value)
 
 

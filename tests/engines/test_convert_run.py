@@ -75,8 +75,9 @@ def test_two_conversions_anywhere_are_identical(layout: Path, tmp_path: Path) ->
         layers = mica(work / "state", "inspect", output, "--json").stdout
         trees = [layer["url"].split("/", 3)[3].rpartition("/")[0] for layer in json.loads(layers)["layers"]]
         nested = [
-            json.loads(mica(work / "state", "repo", "stat", FQRN, f"/{tree}/layer.json", "--json").stdout)
+            json.loads(mica(work / "state", "repo", "stat", FQRN, f"/{tree}{suffix}", "--json").stdout)
             for tree in trees
+            for suffix in (".json", ".erofs")
         ]
         objects = {path.name for path in (work / "storage/data").rglob("*") if path.name.endswith("C")}
         stored.append((json.loads(outcome.stdout)["thin_image"], [one["object"] for one in nested], objects))

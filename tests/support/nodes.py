@@ -73,14 +73,14 @@ def served(publication: Publication) -> Iterator[Published]:
 class RunningNode:
     """`mica node` in a directory; started and killed at will, gone at the end of `running_node`."""
 
-    def __init__(self, work: Path, image: Published, *, deadline_s: float, method: str) -> None:
+    def __init__(self, work: Path, image: Published, settings: str) -> None:
         self.directory = work / "node"
         self.cache = work / "cache"
         self.log = work / "node.log"
         self._image = image
         self._config = work / "node.toml"
         self._config.write_text(
-            f"[node]\ncache = '{self.cache}'\ndeadline_s = {deadline_s}\nmethod = '{method}'\n"
+            f"[node]\ncache = '{self.cache}'\n{settings}\n"
             f"[repositories.'{FQRN}']\nurls = ['{image.url}']\nkeys = ['{image.publication.key}']\n"
         )
         self._process: subprocess.Popen[str] | None = None
@@ -150,10 +150,9 @@ class RunningNode:
 
 
 @contextlib.contextmanager
-def running_node(
-    work: Path, image: Published, *, deadline_s: float = 30, method: str = "auto"
-) -> Iterator[RunningNode]:
-    node = RunningNode(work, image, deadline_s=deadline_s, method=method)
+def running_node(work: Path, image: Published, settings: str = "") -> Iterator[RunningNode]:
+    """`settings` are lines of the section `[node]`."""
+    node = RunningNode(work, image, settings)
     node.start()
     try:
         yield node

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # cap_net_raw+ep, linux/capability.h
-ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", *entry)
-    for entry in ((1, 6, 0xFFFFFFFF), (2, 6, 1000), (4, 4, 0xFFFFFFFF), (16, 6, 0xFFFFFFFF), (32, 4, 0xFFFFFFFF))
-)
+
+
+def format_acl(mode: int, user: int, *, may: int = 4) -> bytes:
+    """An access list with what a mode says and one more user (linux/posix_acl_xattr.h, version 2)."""
+    owner, group, others = mode >> 6 & 7, mode >> 3 & 7, mode & 7
+    nobody = 0xFFFFFFFF
+    entries = ((1, owner, nobody), (2, may, user), (4, group, nobody), (16, 7, nobody), (32, others, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
 class Seen(NamedTuple):
@@ -44,13 +48,22 @@ def snapshot(root: bytes, *, directory_times: bool = True) -> dict[bytes, Seen]:
             groups.setdefault((seen.st_dev, seen.st_ino), []).append(path)
     return {
         path: _seen(
-            root + path, status[path], groups.get((status[path].st_dev, status[path].st_ino), [path]), directory_times
+            root + path,
+            status[path],
+            groups.get((status[path].st_dev, status[path].st_ino), [path]),
+            directory_times=directory_times,
         )
         for path in paths
     }
 
 
-def _seen(path: bytes, status: os.stat_result, group: list[bytes], directory_times: bool) -> Seen:
+def look_at(path: Path) -> Seen:
+    """What a tree shows of one path; the other names of the same file are not looked for."""
+    name = os.fsencode(path)
+    return _seen(name, os.lstat(name), [], directory_times=True)
+
+
+def _seen(path: bytes, status: os.stat_result, group: list[bytes], *, directory_times: bool) -> Seen:
     mode = status.st_mode
     is_file, is_directory, is_link = stat.S_ISREG(mode), stat.S_ISDIR(mode), stat.S_ISLNK(mode)
     names = sorted(os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False))
@@ -163,7 +176,7 @@ def _make_xattrs(top: bytes) -> None:
     for name, attributes in {
         b"user": {b"user.a": b"1", b"user.empty": b"", b"user.binary": bytes(range(255))},
         b"capability": {b"security.capability": CAPABILITY},
-        b"acl": {b"system.posix_acl_access": ACL},
+        b"acl": {b"system.posix_acl_access": format_acl(0o644, 1000, may=6)},
         b"trusted": {b"trusted.mine": b"t"},
         b"many": {b"user.k%03d" % n: b"%d" % n for n in range(60)},
     }.items():

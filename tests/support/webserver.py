@@ -3,27 +3,32 @@
     with serving(directory) as server:
         server.answers["/data/ab/cd"] = Answer(status=500)
 
-It also does as a proxy: a request with a whole URL is answered from the same directory.
+It also does as a proxy: a request with a whole URL is answered from the same directory, a tunnel leads where it is
+asked to.
 """
 
 import contextlib
 import http.server
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to say instead of the file. `cut` announces this many bytes more than are sent; `hang_s` waits first."""
+    """What to say instead of the file. `cut` announces this many bytes more than are sent; `hang_s` waits first;
+    `hangs_up` closes the connection afterwards without having said so."""
 
     body: bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: int = 0
     hang_s: float = 0
+    hangs_up: bool = False
     times: int = 1 << 30
 
 
@@ -37,6 +42,7 @@ class WebServer(http.server.ThreadingHTTPServer):
         self.default: Answer | None = None
         self.requests: list[str] = []
         self.fresh: list[str] = []
+        self.tunnels: list[str] = []
         self.connections = 0
         self.stopping = threading.Event()
 
@@ -55,9 +61,7 @@ class WebServer(http.server.ThreadingHTTPServer):
         if answer.times <= 0:
             return None
         if path in self.answers:
-            self.answers[path] = Answer(
-                answer.body, answer.status, answer.headers, answer.cut, answer.hang_s, answer.times - 1
-            )
+            self.answers[path] = replace(answer, times=answer.times - 1)
         return answer
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -95,16 +99,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) + answer.cut))
         self.end_headers()
         self.wfile.write(body)
-        if answer.cut:
+        if answer.cut or answer.hangs_up:
             self.close_connection = True
+
+    def do_CONNECT(self) -> None:
+        self.server.tunnels.append(self.path)
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as far:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=_copy, args=(far, self.connection))
+            back.start()
+            _copy(self.connection, far)
+            back.join()
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         pass
 
 
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
 @contextlib.contextmanager
-def serving(root: Path) -> Iterator[WebServer]:
+def serving(root: Path, tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
     server = WebServer(root)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

@@ -21,8 +21,9 @@ from typing import Self
 
 import pytest
 from tests.support.memorytree import MemoryTree, Node, Spec, directory, symlink
+from tests.support.syscalls import open_directory
 from tests.support.tools import need, need_fuse
-from tests.support.trees import differences, make_everything, snapshot
+from tests.support.trees import differences, format_acl, make_everything, snapshot
 
 from mica import linux
 from mica.mount.fuse_session import FuseSession, abort_connection, open_session
@@ -175,42 +176,19 @@ def test_a_listing_gives_attributes_so_that_no_lookup_is_needed(tmp_path: Path) 
 
 def test_directory_positions_hold(tmp_path: Path) -> None:
     """telldir, seekdir, rewinddir through libc: what NFS servers and rm rely on."""
-    import ctypes
-
-    class DirEntry(ctypes.Structure):
-        _fields_ = (
-            ("ino", ctypes.c_uint64),
-            ("off", ctypes.c_int64),
-            ("reclen", ctypes.c_uint16),
-            ("type", ctypes.c_uint8),
-            ("name", ctypes.c_char * 256),
-        )
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.opendir.restype = ctypes.c_void_p
-    libc.readdir.restype = ctypes.POINTER(DirEntry)
-    libc.telldir.restype = ctypes.c_long
     names = [b".", b"..", *(b"%05d" % number for number in range(3000))]
-    with mounted(MemoryTree({b"d": directory(dict.fromkeys(names[2:], b""))}), tmp_path / "mnt"):
-        stream = ctypes.c_void_p(libc.opendir(os.fsencode(tmp_path / "mnt/d")))
-
-        def read_one() -> bytes | None:
-            entry = libc.readdir(stream)
-            return bytes(entry.contents.name) if entry else None
-
-        try:
-            for _ in range(2):  # the second time from the kernel's cache
-                places = []
-                for name in names:
-                    places.append(libc.telldir(stream))
-                    assert read_one() == name
-                assert read_one() is None
-                for index in (0, 1, 2, 1500, 2999, 23, 3001):
-                    libc.seekdir(stream, ctypes.c_long(places[index]))
-                    assert read_one() == names[index]
-                libc.rewinddir(stream)
-        finally:
-            libc.closedir(stream)
+    tree = MemoryTree({b"d": directory(dict.fromkeys(names[2:], b""))})
+    with mounted(tree, tmp_path / "mnt"), open_directory(tmp_path / "mnt/d") as stream:
+        for _ in range(2):  # the second time from the kernel's cache
+            places = []
+            for name in names:
+                places.append(stream.tell())
+                assert stream.read() == name
+            assert stream.read() is None
+            for index in (0, 1, 2, 1500, 2999, 23, 3001):
+                stream.seek(places[index])
+                assert stream.read() == names[index]
+            stream.rewind()
 
 
 @pytest.fixture
@@ -336,16 +314,22 @@ def test_writing_is_refused(tmp_path: Path) -> None:
 
 
 def test_permissions_are_checked_by_the_kernel(tmp_path: Path) -> None:
-    tree = MemoryTree({b"secret": Node(content=b"x", mode=stat.S_IFREG | 0o600), b"public": b"y"})
-    os.chmod(tmp_path, 0o755)
+    """By mode, owner and access list, for whoever comes."""
+    lists = {b"system.posix_acl_access": format_acl(0o640, 65534)}
+    tree = MemoryTree(
+        {
+            b"public": b"y",
+            b"secret": Node(content=b"x", mode=stat.S_IFREG | 0o640),
+            b"granted": Node(content=b"z", mode=stat.S_IFREG | 0o670, xattrs=lists),
+        }
+    )
     with mounted(tree, tmp_path / "mnt"):
-        reading = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat"]
-        for parent in tmp_path.parents:
-            if not parent.stat().st_mode & 1:
-                os.chmod(parent, parent.stat().st_mode | 0o011)
-        assert output_of(*reading, tmp_path / "mnt/public") == "y"
-        refused = subprocess.run([*reading, tmp_path / "mnt/secret"], check=False, capture_output=True)
-        assert b"Permission denied" in refused.stderr
+        seen = {
+            name: subprocess.run(["cat", name], cwd=tmp_path / "mnt", user=65534, group=65534, capture_output=True)
+            for name in ("public", "secret", "granted")
+        }
+        assert (seen["public"].stdout, seen["granted"].stdout) == (b"y", b"z")
+        assert b"Permission denied" in seen["secret"].stderr
 
 
 def test_the_trees_errors_reach_the_caller(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

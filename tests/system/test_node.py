@@ -1,5 +1,8 @@
 """The node of a host: containers survive whatever happens to it, and nobody is ever given wrong bytes."""
 
+import ctypes
+import json
+import mmap
 import os
 import random
 import signal
@@ -9,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.cli import mica
@@ -96,7 +100,7 @@ def test_a_killed_node_is_followed_by_one_that_takes_over(image: Published, tmp_
 
 
 def test_without_a_successor_opens_fail_when_the_deadline_is_over(image: Published, tmp_path: Path) -> None:
-    with running_node(tmp_path, image, deadline_s=1.0) as node, node.union() as merged:
+    with running_node(tmp_path, image, "deadline_s = 1.0") as node, node.union() as merged:
         read_all(merged, "hot", HOT)
         node.kill()
         with pytest.raises(OSError, match="Input/output error"):
@@ -200,6 +204,94 @@ def test_mica_run_uses_the_node(image: Published, tmp_path: Path) -> None:
         with open_node(node.directory / "service.sock") as connection:
             traffic = connection.ask("status")["repositories"][0]["traffic"]
         assert traffic["requests"] > 0
+
+
+def test_status_tells_what_is_held_and_how_much_of_it_is_local(image: Published, tmp_path: Path) -> None:
+    with running_node(tmp_path, image) as node:
+
+        def told() -> dict[str, Any]:
+            done = mica(tmp_path / "none", "status", "--node", node.directory, "--json")
+            assert done.code == 0, done.stderr
+            document: dict[str, Any] = json.loads(done.stdout)
+            return document
+
+        assert told()["images"] == []
+        with node.union() as merged:
+            size = sum(len(content) for content in FILES.values()) + len(LARGE)
+            (held,) = told()["images"]
+            assert (held["origin"], held["layers"], held["files"]) == ("test/image:1", 2, HOT + COLD + 1)
+            assert (held["size_bytes"], held["local_bytes"], held["local_files"]) == (size, 0, 0)
+            read_all(merged, "hot", HOT)
+            (held,) = told()["images"]
+            assert held["local_files"] == HOT
+            assert held["local_bytes"] == size - len(LARGE) - sum(len(FILES[f"cold/{n}"]) for n in range(COLD))
+        (facts,) = told()["nodes"]
+        assert (facts["method"], facts["files_opened"]) == ("kernel", HOT)
+        assert "kernel" in mica(tmp_path / "none", "status", "--node", node.directory).stdout
+
+
+def test_completion_brings_the_rest_of_an_image_that_is_in_use(image: Published, tmp_path: Path) -> None:
+    with running_node(tmp_path, image, "complete_mb_s = 1000") as node, node.union() as merged:
+        wanted = HOT + COLD + 1
+        deadline = time.monotonic() + 30
+        while len(objects(node)) < wanted and time.monotonic() < deadline:
+            time.sleep(0.1)
+        node.terminate()
+        read_all(merged, "cold", COLD)
+        assert (merged / "large").read_bytes() == LARGE
+        node.start()
+
+
+def objects(node: RunningNode) -> list[Path]:
+    return [path for path in (node.cache / "objects").rglob("*") if path.is_file() and path.stat().st_size < 1 << 22]
+
+
+def test_two_containers_have_a_file_in_memory_once(image: Published, tmp_path: Path) -> None:
+    with running_node(tmp_path, image) as node, node.union(label="one") as one:
+        assert (one / "large").read_bytes() == LARGE
+        (cached,) = (path for path in (node.cache / "objects").rglob("*.parts") if path.stat().st_size == len(LARGE))
+    with (
+        running_node(tmp_path, image) as node,
+        node.union(label="a") as one,
+        node.union(label="b") as two,
+        (two / "large").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as second,
+        cached.open("rb") as content,
+    ):
+        os.fsync(content.fileno())
+        os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert resident_pages(second) == 0
+        assert (one / "large").read_bytes() == LARGE
+        assert resident_pages(second) == len(LARGE) // mmap.PAGESIZE
+
+
+def resident_pages(mapping: mmap.mmap) -> int:
+    """How many pages of a mapping are in memory, whoever brought them there (mincore(2))."""
+    pages = (ctypes.c_ubyte * (len(mapping) // mmap.PAGESIZE))()
+    libc = ctypes.CDLL(None, use_errno=True)
+    # A read-only mapping gives no buffer to ctypes: its address is looked up.
+    address = next(
+        int(line.split("-")[0], 16)
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith("/large") and "/b/" in line
+    )
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapping)), pages) == 0
+    return sum(page & 1 for page in pages)
+
+
+def test_more_layers_than_fit_into_a_page_of_options(tmp_path: Path) -> None:
+    need_fuse()
+    layers: list[dict[str, bytes | str]] = [{f"layer/{n}": b"%d" % n, "top": b"%d" % n} for n in range(140)]
+    with (
+        served(publish(tmp_path, *layers)) as image,
+        running_node(tmp_path, image) as node,
+        node.union(writable=True) as merged,
+    ):
+        assert sorted(os.listdir(merged / "layer"), key=int) == [str(number) for number in range(140)]
+        assert (merged / "top").read_bytes() == b"139"
+        assert (merged / "layer/0").read_bytes() == b"0"
+        (merged / "layer/70").unlink()
+        assert len(os.listdir(merged / "layer")) == 139
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mica.files import (
     owned_fd,
     remove_unfinished,
     replace_file,
+    replacing_file,
     write_all,
 )
 
@@ -50,6 +51,23 @@ def test_a_failed_replacement_leaves_the_old_content_and_nothing_else(
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["pointer"]
+
+
+def test_what_is_written_little_by_little_can_be_read_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    replace_file(path, b"old")
+    with replacing_file(path, mode=0o600) as file:
+        file.write(b"new and ")
+        file.write(b"longer")
+        file.seek(4)
+        assert file.read(3) == b"and"
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new and longer"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(RuntimeError), replacing_file(path) as file:
+        raise RuntimeError(file.write(b"half"))
+    assert path.read_bytes() == b"new and longer"
+    assert os.listdir(tmp_path) == ["image"]
 
 
 def test_what_a_killed_replacement_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def mounted_layers(
     try:
         with contextlib.ExitStack() as stack:
             if method is Method.EXTERNAL:
-                yield LayerStack(_trees(descriptor, places.external))
+                yield LayerStack(_trees(descriptor, places.config.external))
             elif method is Method.REPOSITORY:
                 servers += [
                     stack.enter_context(_mounted_repository(places, fqrn, directory / fqrn))

@@ -52,6 +52,7 @@ def node(
         raise UserError("There is no repository to serve.", hint="Name some in the configuration.")
     locations = tuple(places.locate(fqrn) for fqrn in known)
     settings = NodeSettings(
-        NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.deadline_s
-    )
+        NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.config.deadline_s,
+        int(places.config.complete_mb_s * 1e6),
+    )  # fmt: skip
     run_node(settings, lambda: typer.echo(f"ready {settings.directory.service}"), ServiceManager(os.environ))

@@ -37,13 +37,8 @@ class Places:
         return self._cache or self._config.cache or self._state / "cache"
 
     @property
-    def external(self) -> Path:
-        """Where another client shows repositories, one directory each."""
-        return self._config.external
-
-    @property
-    def deadline_s(self) -> float:
-        return self._config.deadline_s
+    def config(self) -> NodeConfig:
+        return self._config
 
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""

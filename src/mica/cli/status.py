@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
+from mica.cli.node import NODE_DIRECTORY, NodeOption
 from mica.cli.options import JsonOption, mount_path
 from mica.cli.output import print_json, print_table
 from mica.errors import UserError
@@ -26,11 +28,12 @@ Provider = Callable[[Path | None], Section]
 """Given a directory, only what lies there, else everything. Downloads nothing and waits for nobody for long."""
 
 
-def providers() -> tuple[Provider, ...]:
+def providers(node: Path) -> tuple[Provider, ...]:
     """In the order in which they are shown."""
     from mica.cli.mounts import repository_mounts
+    from mica.cli.nodestatus import image_section, node_section
 
-    return (repository_mounts,)
+    return (partial(node_section, node), partial(image_section, node), repository_mounts)
 
 
 def status(
@@ -38,15 +41,17 @@ def status(
         Path | None,
         typer.Argument(parser=mount_path, help="A mounted repository, or a path in it; without it all of this host."),
     ] = None,
+    node: NodeOption = NODE_DIRECTORY,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the repositories mounted here: how they do, what they fetched, how much of them is local.
+    """Show what of mica is at work here: the node and the images it serves, the repositories that are mounted; what
+    they fetched, and how much of them is local.
 
     Local is what is in the cache and can be read without a server. Nothing is fetched to tell it: catalogs that are not
     in the cache are not looked into, and counted. Passthrough tells from which size on the kernel reads files itself,
     or why it does not.
     """
-    sections = [provider(directory) for provider in providers()]
+    sections = [provider(directory) for provider in providers(node)]
     if directory is not None and not any(section.rows for section in sections):
         raise UserError(f"{directory} is in no mounted repository.")
     if as_json:

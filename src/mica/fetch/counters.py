@@ -19,13 +19,13 @@ class Traffic(NamedTuple):
 class TrafficCounter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._traffic = Traffic()
+        self._counts = dict.fromkeys(Traffic._fields, 0)
 
     def add(self, **more: int) -> None:
         with self._lock:
-            now = self._traffic
-            self._traffic = now._replace(**{name: getattr(now, name) + count for name, count in more.items()})
+            for name, count in more.items():
+                self._counts[name] += count
 
     def read(self) -> Traffic:
         with self._lock:
-            return self._traffic
+            return Traffic(**self._counts)

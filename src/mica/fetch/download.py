@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
-import urllib3
-
 from mica.errors import IntegrityError, MicaError, NotFoundError, TemporaryError
+from mica.fetch.connections import Answer, ConnectionPool, TransferError
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.routes import Route, Routes, without_password
 from mica.store.base import ObjectSource, Readable
@@ -23,6 +22,8 @@ Result = TypeVar("Result")
 Consumer = Callable[[Readable], Result]
 
 _UNESCAPED = "/:.@+-_~[],"
+_HEADERS = {"User-Agent": "mica"}
+_FRESH = {**_HEADERS, "Cache-Control": "no-cache", "Pragma": "no-cache"}
 _HTTP_OK = 200
 _HTTP_NOT_FOUND = 404
 
@@ -101,7 +102,11 @@ class HttpFetcher:
         self._routes = routes
         self._counter = counter
         self._limits = limits
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pool = ConnectionPool(
+            timeout_direct_s=limits.timeout_direct_s,
+            timeout_proxy_s=limits.timeout_proxy_s,
+            most_idle=limits.connections,
+        )
 
     @property
     def where(self) -> str:
@@ -118,8 +123,7 @@ class HttpFetcher:
         )
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.clear()
+        self._pool.close()
 
     def fetch(self, path: str, consume: Consumer[Result], *, fresh: bool = False) -> Result:
         tried: set[Route] = set()
@@ -152,101 +156,58 @@ class HttpFetcher:
                 time.sleep(random.uniform(0, self._limits.backoff_s))  # noqa: S311 - spreads clients, no secret
 
     def _request(self, route: Route, path: str, consume: Consumer[Result], *, fresh: bool) -> Result:
-        headers = {"Cache-Control": "no-cache", "Pragma": "no-cache"} if fresh else {}
-        url = f"{route.host}/{quote(path, safe=_UNESCAPED)}"
         self._counter.add(requests=1)
         try:
-            response = self._pool(route).request(
-                "GET", url, headers=headers, preload_content=False, decode_content=False, redirect=False
+            answer = self._pool.get(
+                route.host, quote(path, safe=_UNESCAPED), proxy=route.proxy, headers=_FRESH if fresh else _HEADERS
             )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except TransferError as error:
             raise _transfer_failed(route, path, error) from error
-        body = _Body(response, route, path, self._counter)
+        body = _Body(answer, route, path, self._counter)
         try:
-            if response.status != _HTTP_OK:
-                raise _status_failed(route, path, response)
+            if answer.status != _HTTP_OK:
+                raise _status_failed(route, path, answer)
             result = consume(body)
             body.finish()
             return result
         finally:
-            body.close()
-
-    def _pool(self, route: Route) -> urllib3.PoolManager:
-        pool = self._pools.get(route.proxy)
-        if pool is None:
-            seconds = self._limits.timeout_direct_s if route.proxy is None else self._limits.timeout_proxy_s
-            options = {
-                "maxsize": self._limits.connections,
-                "retries": False,
-                "timeout": urllib3.Timeout(connect=seconds, read=seconds),
-                "headers": {"User-Agent": "mica"},
-            }
-            if route.proxy is None:
-                pool = urllib3.PoolManager(**options)  # type: ignore[arg-type]
-            else:
-                pool = urllib3.ProxyManager(route.proxy, **options)  # type: ignore[arg-type]
-            pool = self._pools.setdefault(route.proxy, pool)
-        return pool
+            answer.close()
 
 
 class _Body:
-    """The body of an answer; counts bytes, maps errors, and gives the connection back only when read to its end."""
+    """The body of an answer; counts bytes and maps errors."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, route: Route, path: str, counter: TrafficCounter) -> None:
-        self._response = response
+    def __init__(self, answer: Answer, route: Route, path: str, counter: TrafficCounter) -> None:
+        self._answer = answer
         self._route = route
         self._path = path
         self._counter = counter
-        self._ended = False
 
     def read(self, size: int, /) -> bytes:
         try:
-            data = self._response.read(size)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            data = self._answer.read(size)
+        except TransferError as error:
             raise _transfer_failed(self._route, self._path, error) from error
         if data:
             self._counter.add(transferred_bytes=len(data))
-        elif size:
-            self._ended = True
         return data
 
     def finish(self) -> None:
-        """After a satisfied consumer nothing may follow."""
-        self._ended = self._ended or not self.read(1)
-
-    def close(self) -> None:
-        if self._ended:
-            self._response.release_conn()
-        else:
-            self._response.close()
+        """After a satisfied consumer nothing may follow; a connection whose answer has more is not used again."""
+        self.read(1)
 
 
-def _transfer_failed(route: Route, path: str, error: Exception) -> _RouteFailed:
-    reason = _reason(error)
+def _transfer_failed(route: Route, path: str, error: TransferError) -> _RouteFailed:
     sentence = TemporaryError(
-        f"{path} could not be fetched from {route}: {reason}.", hint="Check the network, the proxy and the server."
+        f"{path} could not be fetched from {route}: {error}.", hint="Check the network, the proxy and the server."
     )
     return _RouteFailed(sentence, proxy=route.proxy is not None, again=True)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib3.exceptions.ProxyError):
-        return _reason(error.original_error)
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a ConnectTimeoutError too
-        return "no connection"
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return "no connection in time"
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "no answer in time"
-    if isinstance(error, urllib3.exceptions.IncompleteRead | urllib3.exceptions.ProtocolError):
-        return "the connection was lost half-way"
-    return type(error).__name__
-
-
-def _status_failed(route: Route, path: str, response: urllib3.BaseHTTPResponse) -> _RouteFailed:
+def _status_failed(route: Route, path: str, answer: Answer) -> _RouteFailed:
     """Who is to blame for a status (docs/format/client.md): a proxy that says so itself, otherwise the host."""
-    status = response.status
-    by_proxy = "X-Squid-Error" in response.headers or "error=" in response.headers.get("Proxy-Status", "")
+    status = answer.status
+    by_proxy = bool(answer.header("X-Squid-Error")) or "error=" in answer.header("Proxy-Status")
     other_client_error = 400 < status < 500 and status not in {_HTTP_NOT_FOUND, 429}
     blame_proxy = route.proxy is not None and (by_proxy or other_client_error)
     if status == _HTTP_NOT_FOUND and not by_proxy:

@@ -111,6 +111,10 @@ def open_part(cache: Cache, name: LocalName) -> PartFile:
 
     Raises IntegrityError if it is not, or is not what the name says.
     """
+    return PartFile(cache, name, _read_list(cache, name))
+
+
+def _read_list(cache: Cache, name: LocalName) -> list[Chunk]:
     path = _list_path(cache, name.digest)
     try:
         with open(path, "rb") as file:
@@ -123,14 +127,16 @@ def open_part(cache: Cache, name: LocalName) -> PartFile:
     chunks = parse_chunk_list(data, name.digest.algorithm)
     if sum(chunk.size for chunk in chunks) != name.size:
         raise IntegrityError(f"The chunk list {name.digest} is of another file than one of {name.size} bytes.")
-    return PartFile(cache, name, chunks)
+    return chunks
 
 
 def local_chunks(cache: Cache, chunks: Sequence[Chunk], compression: Compression) -> list[Chunk]:
     """Those chunks of a large file that are here; nothing is begun for it. Raises ValueError for impossible chunks."""
     name = chunked_name(chunks, compression)
-    if os.path.exists(cache.path(name)):
-        return list(chunks)
+    return list(chunks) if os.path.exists(cache.path(name)) else _marked(cache, name, chunks)
+
+
+def _marked(cache: Cache, name: LocalName, chunks: Sequence[Chunk]) -> list[Chunk]:
     try:
         marks = Path(f"{_path(cache, name)}.map").read_bytes()
     except FileNotFoundError:
@@ -144,6 +150,19 @@ def keep_list(cache: Cache, digest: Digest, data: bytes) -> None:
     if not path.exists():
         with mapped_os_errors(f"write to the cache {cache.root}"):
             replace_file(path, data, mode=0o600, durable=False)
+
+
+def local_name_bytes(cache: Cache, name: LocalName) -> int:
+    """How much of some content is here. Changes nothing."""
+    if os.path.exists(cache.path(name)):
+        return name.size
+    if not name.in_chunks:
+        return 0
+    try:
+        chunks = _read_list(cache, name)
+    except IntegrityError:
+        return 0
+    return sum(chunk.size for chunk in _marked(cache, name, chunks))
 
 
 def clear_parts(cache: Cache) -> int:

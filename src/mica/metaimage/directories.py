@@ -65,7 +65,8 @@ class Directory:
             after_dot = number + (number >= dot)
             child._slot = places[after_dot + (after_dot >= dots)]  # noqa: SLF001 - of the same class
         self.links += len(self._subdirectories)
-        self._names, self._nids, self._types, self._subdirectories = [], [], bytearray(), []
+        self.path = b""
+        del self._names, self._nids, self._types, self._subdirectories
 
     def fill_in(self) -> None:
         """Put the number of this directory, which is known now, where it is missing."""
@@ -87,11 +88,11 @@ class Directory:
     def block_count(self) -> int:
         return -(-(len(self.data) - self.tail_bytes) // BLOCK_BYTES)
 
-    def head(self, first_block: int) -> bytes:
-        """Inode and attributes. `first_block` is that of the blocks, if there are any."""
+    def format(self, first_block: int) -> bytes:
+        """The inode. `first_block` is that of the blocks, if there are any."""
         layout = FORMAT_INLINE if self.is_inline else FORMAT_PLAIN
         union = first_block if self.block_count else 0
-        return format_inode(layout, self.inode, self.body, self.nid, self.links, len(self.data), union) + self.body
+        return format_inode(layout, self.inode, self.body, self.nid, self.links, len(self.data), union)
 
     def _insert_self(self, name: bytes) -> int:
         at = bisect_left(self._names, name)
@@ -109,11 +110,11 @@ def put_directories(output: ImageOutput, directories: Sequence[Directory]) -> No
         directory.fill_in()
     output.flush()
     at = root.nid * SLOT_BYTES
-    output.first[at : at + root.head_bytes] = root.head(block)
+    output.first[at : at + INODE_BYTES] = root.format(block)
     block += root.block_count
     for directory in directories[1:]:
         output.skip_to(directory.nid * SLOT_BYTES)
-        output.put(directory.head(block))
+        output.put(directory.format(block) + directory.body)
         output.put(directory.data[len(directory.data) - directory.tail_bytes :])
         block += directory.block_count
     output.align()

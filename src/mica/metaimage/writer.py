@@ -132,7 +132,11 @@ class _Tree:
             self._add_root(path, inode)
             return
         slash = path.rfind(b"/")
-        parent, name = self._parent_of(path, path[:slash]), path[slash + 1 :]
+        if slash < 0:
+            raise ValueError(f"{path!r} comes after the root")
+        parent, name = self._open[-1], path[slash + 1 :]
+        if parent.path != path[:slash]:
+            parent = self._parent_of(path, path[:slash])
         if not name or len(name) > NAME_MAX or len(path) > PATH_MAX or b"\0" in name or name in {b".", b".."}:
             raise _refused(path, "has a name or a path that no file can have")
         kind = inode.mode & TYPE_BITS
@@ -146,7 +150,8 @@ class _Tree:
 
     def finish(self) -> ImageReport:
         """Directories and superblock; what comes next in the file is no longer the kernel's."""
-        self._close_to(0)
+        while self._open:
+            self._close_last()
         if not self._directories:
             raise ValueError("a tree without a root")
         if self._groups:
@@ -181,16 +186,15 @@ class _Tree:
     def _parent_of(self, path: bytes, parent: bytes) -> Directory:
         """The open directory of that path; those below it are complete now."""
         while self._open and self._open[-1].path != parent:
-            self._close_to(len(self._open) - 1)
+            self._close_last()
         if not self._open:
             raise ValueError(f"{path!r} comes before its directory or after the end of it")
         return self._open[-1]
 
-    def _close_to(self, depth: int) -> None:
-        while len(self._open) > depth:
-            directory = self._open.pop()
-            directory.close()
-            self._charge(len(directory.data))
+    def _close_last(self) -> None:
+        directory = self._open.pop()
+        directory.close()
+        self._charge(len(directory.data))
 
     def _put_grouped(self, path: bytes, inode: Inode) -> int:
         """Number of a file with several names; the first of them writes it."""
@@ -232,8 +236,8 @@ class _Tree:
         return nid
 
     def _put_link(self, path: bytes, inode: Inode, links: int) -> int:
-        """Inode, attributes and target in one block, as kernels before 6.10 want it, or the target in one of its own
-        before them."""
+        """Inode, attributes and target in one block, as erofs_fill_symlink of Linux 6.1 wants it, or the target in one
+        of its own before them."""
         output, target = self._output, inode.target
         if not 0 < len(target) <= LINK_MAX or b"\0" in target:
             raise _refused(path, f"is a symbolic link with a target of {len(target)} bytes")

@@ -59,8 +59,7 @@ def may_enter(name: bytes, value: bytes, mode: int) -> bool:
 
 def format_xattr(index: int, rest: bytes, value: bytes) -> bytes:
     """An entry with its padding to four bytes."""
-    entry = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
-    return entry + bytes(-len(entry) & 3)
+    return XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value + bytes(-(len(rest) + len(value)) & 3)
 
 
 def filter_bit(index: int, rest: bytes) -> int:

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
@@ -30,6 +31,7 @@ _WANTED_FLAGS = (
     | fuse_abi.FUSE_EXPORT_SUPPORT
     | fuse_abi.FUSE_DO_READDIRPLUS
     | fuse_abi.FUSE_PARALLEL_DIROPS
+    | fuse_abi.FUSE_POSIX_ACL  # without it access lists are shown and not obeyed, in unions on top as well
     | fuse_abi.FUSE_ABORT_ERROR
     | fuse_abi.FUSE_MAX_PAGES
     | fuse_abi.FUSE_CACHE_SYMLINKS
@@ -41,6 +43,7 @@ _WANTED_FLAGS = (
 _UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
 # Background requests are read-ahead and asynchronous direct reads; the kernel's default of 12 is for one slow disk.
 _MAX_BACKGROUND = 64
+_NOT_YET_S = 0.001
 
 
 class Request(NamedTuple):
@@ -178,22 +181,27 @@ class Dispatcher:
         if opcode in _UNANSWERED:
             return None
         if opcode == Opcode.INTERRUPT:
-            return self._answer_interrupt(body)
+            return self._answer_interrupt(unique, body)
         if opcode == Opcode.INIT:
             return self._answer_init(unique, body)
         if opcode == Opcode.DESTROY:
             return Answer(OUT_HEADER.pack(OUT_HEADER.size, 0, unique), b"")
         return _failure(unique, errno.ENOSYS)
 
-    def _answer_interrupt(self, body: memoryview) -> Answer | None:
+    def _answer_interrupt(self, unique: int, body: memoryview) -> Answer | None:
         """The answer goes to the victim; the interrupt itself needs none (and ENOSYS would switch interrupts off)."""
         try:
             victim = fuse_abi.parse_interrupt_in(body)
         except MalformedMessageError:
             return None
         pid = self._callers.get(victim)
-        # Unknown: done already (the kernel ignores us), or read by another thread but not yet in the table.
-        if pid is None or self._wants_to_end(pid):
+        if pid is None:
+            # Done already, then the kernel ignores us; or read by a thread that has not come to the table yet, and who
+            # knows whether its caller is to end: EAGAIN to the interrupt has the kernel send it once more. It does so
+            # at once: without a rest we would keep that thread from the interpreter.
+            time.sleep(_NOT_YET_S)
+            return _failure(unique, errno.EAGAIN)
+        if self._wants_to_end(pid):
             self._callers.pop(victim, None)
             return _failure(victim, errno.EINTR)
         self._deferred[victim] = pid

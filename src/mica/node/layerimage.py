@@ -20,7 +20,7 @@ from mica.metaimage.fromcatalog import InodeMaker
 from mica.metaimage.reader import read_image
 from mica.metaimage.writer import STANDARD_LIMITS, ImageLimits, write_image
 from mica.node.catalogpath import Located, locate
-from mica.node.layertree import walk_layer
+from mica.node.layerwalk import walk_layer
 from mica.repo.catalog import NestedCatalog
 from mica.repo.entry import Flag
 from mica.tarstream import quoted

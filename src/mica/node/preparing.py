@@ -1,16 +1,17 @@
 """The operations of a node for those who mount: the layers of an image, mounted and held.
 
     {"op": "layers", "descriptor": {…}}    {"lower": […], "data": […]}: layers top first, and the data-only ones
-    {"op": "status"}                       {"pid": …, "method": …, "session": {…}, "repositories": […]}
+    {"op": "status"}                       {"pid": …, "method": …, "held": […], "session": {…}, "repositories": […]}
 
 Any thread.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from mica.errors import UserError
 from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.flight import Flight
+from mica.node.completion import Completion
 from mica.node.counts import read_counts
 from mica.node.directory import NodeDirectory
 from mica.node.images import LayerImages, MountedImages
+from mica.node.messages import ANY_REPOSITORY
 from mica.node.service import Operation
 from mica.node.stack import LayerStack, Method, plan_stack
 from mica.repo.catalog import NestedCatalog
@@ -35,15 +38,25 @@ _REVISION_S = 60.0
 class Preparation:
     """What a service does for those who mount."""
 
-    def __init__(self, cache: Cache, clients: Sequence[RepositoryClient], node: NodeDirectory, method: Method) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        clients: Sequence[RepositoryClient],
+        node: NodeDirectory,
+        method: Method,
+        completion: Completion | None = None,
+    ) -> None:
         self._cache = cache
         self._clients = {client.fqrn: client for client in clients}
         self._numbers = {client.fqrn: number for number, client in enumerate(clients)}
         self._node = node
         self._method = method
+        self._completion = completion
         self._images = LayerImages(cache)
         self._mounted = MountedImages(node.layers, by_loop=method is Method.LOOP)
         self._flight: Flight[NestedCatalog] = Flight()
+        self._numbering = itertools.count()
+        self._listed: dict[int, dict[str, Any]] = {}
         self._roots: dict[str, tuple[float, NestedCatalog]] = {}
 
     @property
@@ -69,9 +82,23 @@ class Preparation:
     def _layers(self, request: Mapping[str, Any], held: contextlib.ExitStack) -> dict[str, Any]:
         descriptor = parse_descriptor(json.dumps(request.get("descriptor")).encode("ascii"), "The descriptor")
         images = self.obtain(descriptor)
+        held.enter_context(self._listing(descriptor, images))
         mounted = [held.enter_context(self._mounted.holding(image)) for image in images]
         numbers = sorted(self._numbers[fqrn] for fqrn in descriptor.repositories)
+        if self._completion is not None:
+            repository = numbers[0] if len(numbers) == 1 else ANY_REPOSITORY
+            held.callback(self._completion.start(images[::-1], repository).set)
         return self._stack(mounted[::-1], numbers, held).to_json()
+
+    @contextlib.contextmanager
+    def _listing(self, descriptor: ThinDescriptor, images: Sequence[Path]) -> Iterator[None]:
+        """Shown by `status` for the block."""
+        number = next(self._numbering)
+        self._listed[number] = {"origin": descriptor.origin, "images": [*map(str, images)], "since": int(time.time())}
+        try:
+            yield
+        finally:
+            del self._listed[number]
 
     def _stack(self, mounted: Sequence[Path], numbers: Sequence[int], held: contextlib.ExitStack) -> LayerStack:
         mask = None
@@ -95,6 +122,7 @@ class Preparation:
             "pid": os.getpid(),
             "method": self._method.value,
             "cache": str(self._cache.root),
+            "held": list(self._listed.values()),
             "session": read_counts(self._node.counts)._asdict(),
             "repositories": [
                 {"fqrn": fqrn, "traffic": client.counter.read()._asdict()} for fqrn, client in self._clients.items()

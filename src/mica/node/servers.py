@@ -11,6 +11,7 @@ from mica.errors import MicaError
 from mica.fetch.cache import Cache
 from mica.fetch.location import RepositoryLocation, open_repository
 from mica.mount.serverprocess import Stopped
+from mica.node.completion import Completion
 from mica.node.directory import NodeDirectory
 from mica.node.preparing import Preparation
 from mica.node.service import Service, Supply
@@ -24,13 +25,15 @@ FILESYSTEM_NAME = "mica#objects"
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """The order of `locations` numbers the repositories; a successor keeps it. `deadline_s`: how long the kernel's
-    requests wait for a successor before they fail."""
+    requests wait for a successor before they fail. `complete_bytes_per_s`: how fast the rest of images in use is
+    fetched, 0 for not at all."""
 
     directory: NodeDirectory
     cache: Path
     locations: tuple[RepositoryLocation, ...]
     method: Method
     deadline_s: float = 30.0
+    complete_bytes_per_s: int = 0
 
 
 def service_of(
@@ -42,11 +45,14 @@ def service_of(
         with contextlib.ExitStack() as stack:
             cache = stack.enter_context(Cache(settings.cache))
             clients = [stack.enter_context(open_repository(place, settings.cache)) for place in settings.locations]
-            preparation = Preparation(cache, clients, settings.directory, settings.method)
+            supply = Supply(cache, clients)
+            rate = settings.complete_bytes_per_s
+            completion = Completion(cache, supply.answer, lambda: supply.last_asked, rate) if rate else None
+            preparation = Preparation(cache, clients, settings.directory, settings.method, completion)
             if first is not None:
                 threading.Thread(target=_begin, args=(preparation, first), name="first", daemon=True).start()
             with contextlib.suppress(Stopped):
-                Service(Supply(cache, clients), preparation.operations).serve(settings.directory.service, ready)
+                Service(supply, preparation.operations).serve(settings.directory.service, ready)
             return _total([client.counter.read()._asdict() for client in clients])
 
     return serve

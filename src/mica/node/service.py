@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,8 @@ class Supply:
         self._clients = clients
         self._lock = threading.Lock()
         self._parts: OrderedDict[LocalName, PartFile] = OrderedDict()
+        self.last_asked = 0.0
+        """When somebody who waits last asked (time.monotonic)."""
 
     def answer(self, question: Question) -> Result:
         """Never raises an Exception: what goes wrong is told once in the log and becomes an errno."""
@@ -118,6 +121,7 @@ class Service:
             _log.exception("a connection ends")
 
     def _answer(self, question: Question, connection: socket.socket) -> None:
+        self._supply.last_asked = time.monotonic()
         result = self._supply.answer(question)
         # What fails because we end is asked again of our successor.
         if result.errno and self._is_ending:

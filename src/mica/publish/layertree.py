@@ -182,6 +182,7 @@ class LayerTree:
         self._root_is_implied = True
         self._implied: set[Node] = set()
         self._linked: set[Node] = set()
+        self._alone: set[Node] = set()  # directories of which lower layers show nothing
         self._report = LayerReport()
         self._memory_left = max_memory_bytes
         self._finished = False
@@ -373,6 +374,7 @@ class LayerTree:
             self._settle_links(node, names)
         self._linked.clear()
         self._implied.clear()
+        self._alone.clear()
         return self._report
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
@@ -392,18 +394,26 @@ class LayerTree:
 
     def _settle_markers(self, path: bytes, directory: Node) -> None:
         """A whiteout yields to an entry of its name: lower layers cannot show through a file, and are hidden below a
-        directory by making it opaque.
+        directory by making it opaque. Where lower layers show nothing it goes: overlayfs lists the whiteouts of a
+        directory that is in one layer only, as names that nobody can open (ovl_iterate_real).
         """
-        for marker in sorted(name for name in directory.children if name.startswith(WHITEOUT_PREFIX)):
+        markers = sorted(name for name in directory.children if name.startswith(WHITEOUT_PREFIX))
+        if OPAQUE_MARKER in markers:
+            self._make_opaque(path, directory)
+        is_alone = OPAQUE in directory.xattrs or directory in self._alone
+        for marker in markers:
             assert directory._children is not None
             whiteout = directory._children.pop(marker)
-            if marker == OPAQUE_MARKER:
-                self._make_opaque(path, directory)
-            elif not marker.startswith(AUFS_PREFIX):
-                name = marker[len(WHITEOUT_PREFIX) :]
-                entry = directory._children.setdefault(name, whiteout)
-                if entry.kind is Kind.DIRECTORY:
-                    self._make_opaque(path + b"/" + name, entry)
+            if marker.startswith(AUFS_PREFIX):
+                continue
+            name = marker[len(WHITEOUT_PREFIX) :]
+            entry = directory._children.get(name)
+            if entry is None and not is_alone:
+                directory._children[name] = whiteout
+            elif entry is not None and entry.kind is Kind.DIRECTORY:
+                self._make_opaque(path + b"/" + name, entry)
+        if is_alone:
+            self._alone.update(child for child in directory.children.values() if child.kind is Kind.DIRECTORY)
 
     def _make_opaque(self, path: bytes, directory: Node) -> None:
         if OPAQUE in directory.xattrs:

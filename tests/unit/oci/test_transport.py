@@ -1,19 +1,14 @@
 """What only HTTPS shows: whose certificate is believed, and that nothing falls back to plain HTTP."""
 
 import dataclasses
-import datetime
-import ipaddress
 import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
+from tests.support.tls import write_certificate
 from tests.unit.oci.samples import make_sample
 
 from mica.errors import UserError
@@ -22,29 +17,6 @@ from mica.oci.source import SourceOptions, open_image
 from mica.oci.transport import Transport, TransportOptions, UnreachableError, read_body
 
 FAST = TransportOptions(attempts=2, backoff_s=0.001, connect_timeout_s=5, read_timeout_s=5)
-
-
-def write_certificate(path: Path) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    key_bytes = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + key_bytes)
-    return path
 
 
 @contextmanager

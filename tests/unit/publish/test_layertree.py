@@ -253,6 +253,16 @@ def test_an_opaque_root() -> None:
     assert report.opaque.items == ["/"]
 
 
+def test_there_are_no_whiteouts_where_lower_layers_show_nothing() -> None:
+    names = [b"d/.wh.-before-the-marker", b"d/.wh..wh..opq", b"d/.wh.gone", b"d/sub/.wh.gone", b"d/sub/deep/.wh.gone",
+             b"d/sub/file", b"d/.wh.sub", b".wh.e", b"e/.wh.gone", b"f/.wh.gone"]  # fmt: skip
+    paths, report = plan(*map(file_entry, names))
+    assert [path for path in paths if path.endswith((b"gone", b"marker"))] == [b"/f/gone"]
+    assert report.whiteouts.items == ["/f/gone"]
+    assert sorted(report.opaque.items) == ["/d", "/d/sub", "/e"]
+    assert b"/d/sub/file" in paths
+
+
 def test_a_directory_of_whiteouts_only_may_be_replaced() -> None:
     paths, _ = plan(file_entry(b"d/.wh.x"), file_entry(b"d/.wh..wh..opq"), file_entry(b"d"), directory(b"d"))
     assert list(paths) == [b"", b"/d"]

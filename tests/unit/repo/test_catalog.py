@@ -45,6 +45,11 @@ def read_everything(path: Path) -> None:
             if row.entry.flags & Flag.CHUNKED:
                 catalog.chunks(row)
         catalog.children(path_hash(b""))
+        list(catalog.children_by_name(path_hash(b"")))
+        catalog.names_with_prefix(path_hash(b""), b"f")
+        catalog.has_prefix(b"f")
+        catalog.has_groups()
+        catalog.group_sizes(path_hash(b""))
         catalog.nested()
         catalog.bind_mountpoints()
         catalog.counters()
@@ -68,6 +73,34 @@ def test_rows_are_found_by_path_key_and_parent(good: Path) -> None:
         ]  # fmt: skip
         assert catalog.row_counts() == (4, 0)
         assert catalog.damage() == ""
+
+
+def test_children_come_by_the_bytes_of_their_names(tmp_path: Path) -> None:
+    names = [b"b", b"a", b".wh.x", b"-", b"\xff", b"B", *(b"%05d" % number for number in range(700))]
+    rows = [(b"/" + name, a_file(name)) for name in names]
+    with Catalog.open(write_catalog(tmp_path / "catalog", rows), "C") as catalog:
+        found = catalog.children_by_name(path_hash(b""))
+        first = next(found)
+        assert catalog.find(b"/b") is not None, "the catalog is free between rows"
+        assert [first.entry.name, *(row.entry.name for row in found)] == sorted(names)
+        assert sorted(catalog.children(path_hash(b""))) == sorted(catalog.children_by_name(path_hash(b"")))
+        assert list(catalog.children_by_name(path_hash(b"/b"))) == []
+        assert catalog.names_with_prefix(path_hash(b""), b".wh.") == [b".wh.x"]
+        assert catalog.names_with_prefix(path_hash(b"/b"), b".wh.") == []
+        assert (catalog.has_prefix(b".wh."), catalog.has_prefix(b".wh..wh.")) == (True, False)
+
+
+def test_groups_are_counted_in_each_directory(tmp_path: Path) -> None:
+    rows = [(b"/d", directory_entry(b"d"))]
+    rows += [(b"/" + name, a_file(name, group=1, links=3)) for name in (b"a", b"b", b"c")]
+    rows += [(b"/d/" + name, a_file(name, group=2, links=2)) for name in (b"e", b"f")]
+    rows += [(b"/d/g", a_file(b"g"))]
+    with Catalog.open(write_catalog(tmp_path / "catalog", rows), "C") as catalog:
+        assert catalog.has_groups()
+        assert catalog.group_sizes(path_hash(b"")) == {1: 3}
+        assert catalog.group_sizes(path_hash(b"/d")) == {2: 2}
+    with Catalog.open(write_catalog(tmp_path / "other", rows[:1]), "C") as catalog:
+        assert not catalog.has_groups()
 
 
 def test_properties_have_defaults(good: Path) -> None:

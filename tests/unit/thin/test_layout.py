@@ -7,7 +7,18 @@ import pytest
 
 from mica.errors import UserError
 from mica.oci.reference import Reference
-from mica.thin.layout import chain_ids, chain_path, chain_target, hex_of, image_path, layer_path, tree_path
+from mica.thin.layout import (
+    chain_ids,
+    chain_path,
+    chain_target,
+    facts_path,
+    hex_of,
+    image_path,
+    layer_path,
+    metadata_image_of_tree,
+    metadata_image_path,
+    tree_path,
+)
 
 DIGEST = "sha256:" + "ab" * 32
 DIFF_IDS = [f"sha256:{letter * 64}" for letter in "abc"]
@@ -21,6 +32,14 @@ def test_layer_is_under_its_first_two_letters() -> None:
     assert layer_path(DIGEST) == b"/.layers/ab/" + b"ab" * 32
     assert tree_path(DIGEST) == "/.layers/ab/" + "ab" * 32 + "/layerfs"
     assert hex_of(DIGEST) == "ab" * 32
+
+
+def test_image_and_facts_lie_beside_the_layer() -> None:
+    assert metadata_image_path(DIGEST) == b"/.layers/ab/" + b"ab" * 32 + b".erofs"
+    assert facts_path(DIGEST) == b"/.layers/ab/" + b"ab" * 32 + b".json"
+    assert metadata_image_of_tree(tree_path(DIGEST).encode()) == metadata_image_path(DIGEST)
+    for elsewhere in (b"", b"/", b"/layerfs", b"/.layersx/ab/cd/layerfs", tree_path(DIGEST).encode() + b"/usr"):
+        assert metadata_image_of_tree(elsewhere) is None
 
 
 def test_chain_ids_follow_the_specification() -> None:

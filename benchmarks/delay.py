@@ -1,0 +1,67 @@
+"""Distance: a TCP proxy through which every byte arrives half a round trip after it was sent.
+
+    python -m benchmarks.delay PORT HOST:PORT RTT_MS
+
+A connection's first bytes wait a whole round trip more, for the handshake that the proxy answered at once. What it does
+not imitate is slow start: a far server sends a large answer a little slower than this.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable
+
+_BLOCK = 64 << 10
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float, first_s: float) -> None:
+    """Bytes from one side to the other, in order, each `delay_s` after it came."""
+    clock = asyncio.get_running_loop().time
+    queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+    async def deliver() -> None:
+        earliest = clock() + first_s
+        while True:
+            due, data = await queue.get()
+            await asyncio.sleep(max(due, earliest) - clock())
+            if not data:
+                writer.close()
+                return
+            writer.write(data)
+            await writer.drain()
+
+    async def take() -> None:
+        data = b"-"
+        while data:
+            data = await reader.read(_BLOCK)
+            queue.put_nowait((clock() + delay_s, data))
+
+    await _all(deliver(), take())
+
+
+async def _all(*work: Awaitable[None]) -> None:
+    try:
+        await asyncio.gather(*work)
+    except ConnectionError:
+        return
+
+
+async def _serve(port: int, host: str, host_port: int, rtt_s: float) -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, host_port)
+        await _all(
+            _carry(reader, far_writer, rtt_s / 2, first_s=rtt_s * 1.5),
+            _carry(far_reader, writer, rtt_s / 2, first_s=0.0),
+        )
+
+    server = await asyncio.start_server(accept, port=port)
+    await server.serve_forever()
+
+
+def main() -> None:
+    port, target, rtt_ms = sys.argv[1:]
+    host, _, host_port = target.rpartition(":")
+    asyncio.run(_serve(int(port), host, int(host_port), float(rtt_ms) / 1000))
+
+
+if __name__ == "__main__":
+    main()

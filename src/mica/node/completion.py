@@ -1,0 +1,77 @@
+"""Completion: bringing the rest of an image into the cache while it is in use, slowly and after everything else.
+
+Off unless the configuration switches it on. Content comes in the order of the metadata images, top layer first, never
+faster than a rate, and not while programs wait for content themselves. A thread of the service for each image held.
+"""
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mica.fetch.cache import Cache
+from mica.fetch.parts import local_name_bytes
+from mica.logs import logger
+from mica.metaimage.reader import read_image
+from mica.node.messages import Kind, Question, Result
+from mica.repo.localname import LocalName
+
+_log = logger(__name__)
+_STEP_BYTES = 1 << 20
+_QUIET_S = 0.5
+"""How long nobody must have waited for content before completion goes on."""
+
+
+class Completion:
+    """`supply` is what answers the object filesystem; `last_asked` tells when that was last asked (time.monotonic)."""
+
+    def __init__(
+        self, cache: Cache, supply: Callable[[Question], Result], last_asked: Callable[[], float], bytes_per_s: int
+    ) -> None:
+        self._cache = cache
+        self._supply = supply
+        self._last_asked = last_asked
+        self._bytes_per_s = bytes_per_s
+
+    def start(self, images: Sequence[Path], repository: int) -> threading.Event:
+        """Begin to complete these images, top first; set the event to end it."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self.run, args=(images, repository, ended), name="completion", daemon=True)
+        thread.start()
+        return ended
+
+    def run(self, images: Sequence[Path], repository: int, ended: threading.Event) -> None:
+        """Until everything is here, something fails, or the event is set."""
+        for name in _contents(images):
+            for offset, size in _steps(self._cache, name):
+                while (quiet_s := self._last_asked() + _QUIET_S - time.monotonic()) > 0:
+                    if ended.wait(quiet_s):
+                        return
+                began = time.monotonic()
+                kind = Kind.RANGE if name.in_chunks else Kind.OBJECT
+                result = self._supply(Question(kind, 0, repository, name, offset, size))
+                if result.errno:
+                    _log.warning("completion ends: %s", errno.errorcode.get(result.errno, result.errno))
+                    return
+                if ended.wait(max(0.0, size / self._bytes_per_s - (time.monotonic() - began))):
+                    return
+
+
+def _contents(images: Sequence[Path]) -> Iterator[LocalName]:
+    for image in images:
+        with image.open("rb") as file:
+            for _, inode in read_image(file, str(image)):
+                if inode.content is not None:
+                    yield inode.content
+
+
+def _steps(cache: Cache, name: LocalName) -> Iterator[tuple[int, int]]:
+    """Ranges to ask for, none if the content is here."""
+    if local_name_bytes(cache, name) == name.size:
+        return
+    if not name.in_chunks:
+        yield 0, name.size
+        return
+    for offset in range(0, name.size, _STEP_BYTES):
+        yield offset, min(_STEP_BYTES, name.size - offset)

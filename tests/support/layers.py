@@ -1,0 +1,49 @@
+"""Layers in repositories: converted by us from archives, or put there as the stock tools leave them."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support.repositories import Repository, opened_client
+from tests.unit.oci.samples import make_sample, write_layout
+
+from mica.fetch.client import RepositoryClient
+from mica.oci.image import LayerSource
+from mica.oci.reference import Reference
+from mica.oci.source import open_image
+from mica.repo.catalog import NestedCatalog
+from mica.thin.convert import Conversion, convert, describe
+from mica.thin.record import ImageRecord
+
+
+class Unobserved:
+    """Nobody looks at the progress."""
+
+    @contextlib.contextmanager
+    def layer(self, number: int, count: int, layer: LayerSource) -> Iterator[Callable[[int], None]]:
+        yield lambda size: None
+
+
+def publish_layers(repository: Repository, *tars: bytes) -> Conversion:
+    """An image of these layers, bottom first, into a repository."""
+    with (
+        tempfile.TemporaryDirectory() as place,
+        open_image(f"oci:{write_layout(Path(place) / 'image', make_sample(list(tars)))}") as image,
+        repository.manager() as manager,
+    ):
+        descriptor = describe(image, repository.fqrn, "a/b:1")
+        config = json.loads(json.dumps(image.config.document()))
+        record = ImageRecord(Reference.parse("a/b:1"), image.manifest_digest, {}, config, descriptor)
+        return convert(image, manager, record=record, observer=Unobserved())
+
+
+@contextlib.contextmanager
+def opened_root(
+    repository: Repository, cache: Path, *, url: str | None = None
+) -> Iterator[tuple[RepositoryClient, NestedCatalog]]:
+    """A client with a cache of its own, and the root catalog of the newest revision."""
+    with opened_client(repository, cache, url=url) as client:
+        manifest = client.update().manifest
+        yield client, NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size)
