@@ -7,6 +7,8 @@ method = "auto"                              # how layers are mounted: auto, or 
 external = "/cvmfs"                          # where another client shows repositories, for method "external"
 complete_mb_s = 0                            # fetch the rest of images in use at this rate, 10^6 bytes/s; 0: do not
 deadline_s = 30                              # how long opens wait for a node that was killed, then they fail
+quota = "20G"                                # the most that the cache may take; "none", or not given: no limit
+keep_free = "5G"                             # what the cache leaves free on its file system; "none", not given: nothing
 
 [repositories."images.example.org"]
 urls = ["http://stratum1.example.org/cvmfs/images.example.org"]
@@ -23,14 +25,18 @@ from mica.errors import UserError
 from mica.fetch.location import RepositoryLocation
 from mica.files import mapped_os_errors
 from mica.node.stack import Method
+from mica.sizes import parse_size
 
 _NUMBER_MAX = 86400
+_NODE_KEYS = {
+    "cache", "proxies", "method", "external", "complete_mb_s", "deadline_s", "quota", "keep_free",
+}  # fmt: skip
 SYSTEM_CONFIG = Path("/etc/mica/config.toml")
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """`method` None: the best one."""
+    """`method` None: the best one. Bytes None: as it is, 0: no limit."""
 
     cache: Path | None = None
     repositories: dict[str, RepositoryLocation] = field(default_factory=dict)
@@ -38,6 +44,8 @@ class NodeConfig:
     external: Path = Path("/cvmfs")
     deadline_s: float = 30.0
     complete_mb_s: float = 0.0
+    quota_bytes: int | None = None
+    keep_free_bytes: int | None = None
 
 
 def load_config(path: Path | None) -> NodeConfig:
@@ -57,7 +65,7 @@ def load_config(path: Path | None) -> NodeConfig:
 def _config_from(document: dict[str, Any]) -> NodeConfig:
     _refuse_unknown(document, {"node", "repositories"}, "at the top")
     node = _table(document, "node")
-    _refuse_unknown(node, {"cache", "proxies", "method", "external", "deadline_s", "complete_mb_s"}, "in [node]")
+    _refuse_unknown(node, _NODE_KEYS, "in [node]")
     proxies = _text(node, "proxies", "DIRECT")
     repositories = {}
     for fqrn in _table(document, "repositories"):
@@ -75,6 +83,8 @@ def _config_from(document: dict[str, Any]) -> NodeConfig:
         Path(_text(node, "external", "/cvmfs")),
         _number(node, "deadline_s", 30.0),
         _number(node, "complete_mb_s", 0.0),
+        _limit(node, "quota"),
+        _limit(node, "keep_free"),
     )
 
 
@@ -86,6 +96,24 @@ def parse_method(text: str) -> Method | None:
         return Method(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is not a method; known are auto, {', '.join(Method)}") from error
+
+
+def parse_limit(text: str) -> int:
+    """Bytes, 0 for none. Raises ValueError."""
+    if text == "none":
+        return 0
+    size = parse_size(text)
+    if not size:
+        raise ValueError(f"{text!r} is no limit; 'none' takes one away")
+    return size
+
+
+def _limit(table: dict[str, Any], name: str) -> int | None:
+    text = _text(table, name, "")
+    try:
+        return parse_limit(text) if name in table else None
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from error
 
 
 def _number(table: dict[str, Any], name: str, default: float) -> float:

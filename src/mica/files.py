@@ -53,6 +53,11 @@ def replacing_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> It
         sync_directory(path.parent)
 
 
+def allocated_bytes(status: os.stat_result) -> int:
+    """What a file takes on disk: `st_blocks` counts 512 bytes on every file system (stat(2))."""
+    return status.st_blocks * 512
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove what a `replace_file` that was killed left in a directory; the caller keeps other writers out."""
     for path in directory.glob(".*.tmp"):
@@ -73,6 +78,14 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TemporaryError(f"{what} is in use by another process.", hint="Try again when it is done.") from error
+        yield
+
+
+@contextlib.contextmanager
+def locked_in_turn(directory: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a directory for the block, after all who came before. Raises OSError."""
+    with owned_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
 
 

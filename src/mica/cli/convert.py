@@ -14,6 +14,7 @@ from mica.cli.options import (
     JsonOption,
     KeyOption,
     ProxyOption,
+    QuotaOption,
     StateOption,
     UrlOption,
 )
@@ -98,6 +99,7 @@ def inspect(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,7 +107,7 @@ def inspect(
     from mica.cli.images import find_image
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     found = find_image(image, places, platform)
     layers = [{"digest": layer.digest, "url": layer.url} for layer in found.descriptor.layers]
     if as_json:

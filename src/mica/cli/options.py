@@ -37,6 +37,10 @@ ProxyOption = Annotated[
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Directory for verified content; default: below the state directory.")
 ]
+QuotaOption = Annotated[
+    str | None,
+    typer.Option("--quota", help="The most that the cache may take, such as 20G, for all who use it; none: no limit."),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", envvar="MICA_CONFIG", help="Configuration file; default: /etc/mica/config.toml."),

@@ -13,6 +13,7 @@ from mica.cli.options import (
     JsonOption,
     KeyOption,
     ProxyOption,
+    QuotaOption,
     StateOption,
     UrlOption,
     repository_path,
@@ -42,9 +43,10 @@ def create(
     chunk_sizes: Annotated[
         str,
         typer.Option(
-            help="Smallest, average and largest piece of large files, in KiB; the stock server has 4096,8192,16384."
+            help="Smallest, average and largest piece of large files, in KiB, and after that, if not the same, that of "
+            "programs and libraries; the stock server has 4096,8192,16384."
         ),
-    ] = "256,512,1024",
+    ] = "256,512,1024,64",
     ttl_s: Annotated[
         int, typer.Option("--ttl", min=1, max=_YEAR_S, help="Seconds until clients look for a newer revision.")
     ] = 240,
@@ -157,6 +159,7 @@ def ls(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -164,7 +167,7 @@ def ls(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         listed = browser.entries(repository_path(path))
     if as_json:
@@ -186,13 +189,14 @@ def cat(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Write the content of a file to standard output."""
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         for block in browser.read(repository_path(path)):
             sys.stdout.buffer.write(block)
@@ -208,6 +212,7 @@ def stat(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -215,7 +220,7 @@ def stat(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         facts = browser.stat(repository_path(path))
     if as_json:
@@ -232,6 +237,7 @@ def history(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -241,7 +247,7 @@ def history(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         tags = browser.tags()
     if as_json:
@@ -314,10 +320,12 @@ def _chunk_rule(text: str) -> "ChunkRule":
     from mica.repo.chunking import ChunkRule
 
     try:
-        smallest, average, largest = (int(part) << 10 for part in text.split(","))
-        return ChunkRule(smallest, average, largest)
-    except ValueError as error:
-        raise typer.BadParameter("three ascending numbers of KiB, such as 4096,8192,16384") from error
+        smallest, average, largest, *program = (int(part) << 10 for part in text.split(","))
+        return ChunkRule(smallest, average, largest, *program)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(
+            "three ascending numbers of KiB, such as 4096,8192,16384, and perhaps a power of two of at least 4"
+        ) from error
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -25,7 +25,8 @@ from mica.errors import IntegrityError, MicaError, TemporaryError
 from mica.fetch.cache import Cache, NewFile
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.download import Connection, Fetcher
-from mica.fetch.parts import PartFile, keep_list
+from mica.fetch.parts import SEAM_BYTES, PartFile, keep_list
+from mica.fetch.quota import Reservation
 from mica.files import replace_file, write_all
 from mica.flight import Flight
 from mica.repo.catalog import Catalog, NestedCatalog
@@ -201,33 +202,38 @@ class RepositoryClient:
 
         def download() -> None:
             if part.missing(chunk.offset, 1):
-                self._fetcher.fetch(name.digest.object_path(name.suffix), consume)
+                with self._cache.quota.reserving(chunk.size + SEAM_BYTES) as room:
+                    self._fetcher.fetch(name.digest.object_path(name.suffix), lambda stream: consume(stream, room))
+                    room.keep(chunk.size + SEAM_BYTES)
                 self.counter.add(objects_fetched=1)
 
-        def consume(stream: Readable) -> None:
-            with self._scratch(chunk.size) as sink:
+        def consume(stream: Readable, room: Reservation) -> None:
+            with self._scratch(chunk.size, room) as sink:
                 copy_verified(stream, sink, name)
                 part.put(number, sink.fd)
 
         self._flight.do((part.name, number), download)
 
     @contextlib.contextmanager
-    def _scratch(self, size: int) -> Iterator["NewFile | _MemoryFile"]:
-        """Where a chunk waits until it is verified: in memory if it is small."""
+    def _scratch(self, size: int, room: Reservation) -> Iterator["NewFile | _MemoryFile"]:
+        """Where a chunk waits until it is verified: in memory if it is small, else beside its place, for which there is
+        room."""
         if size <= _IN_MEMORY_BYTES:
             with contextlib.closing(_MemoryFile()) as file:
                 yield file
         else:
-            with self._cache.adding_place("") as new:
+            with self._cache.adding_place("", room) as new:
                 yield new
 
     def _download(self, name: ObjectName) -> int:
-        def consume(stream: Readable) -> int:
-            with self._cache.adding(name.digest, name.compression, name.size) as new:
-                copy_verified(stream, new, name)
-                return new.commit()
+        with self._cache.quota.reserving(name.size or 0) as room:
 
-        fd = self._fetcher.fetch(name.digest.object_path(name.suffix), consume)
+            def consume(stream: Readable) -> int:
+                with self._cache.adding(name.digest, name.compression, name.size, room) as new:
+                    copy_verified(stream, new, name)
+                    return new.commit()
+
+            fd = self._fetcher.fetch(name.digest.object_path(name.suffix), consume)
         self.counter.add(objects_fetched=1)
         return fd
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from mica.digest import Algorithm, Digest, Suffix
-from mica.repo.chunking import FINE_RULE, ChunkRule, read_pieces
+from mica.repo.chunking import FINE_RULE, ChunkRule, read_pieces, read_up_to
 from mica.repo.entry import Chunk, content_flags
 from mica.repo.objects import Compression, pack
 from mica.store.base import ObjectStore, Readable
@@ -93,11 +93,11 @@ class ObjectWriter:
         one is given. Raises what storing earlier files raised."""
         rule = rule or self._rules.chunking
         if size <= rule.minimum:
-            self._add_piece(_Piece(owner, None, _read_all(stream, size)))
+            self._add_piece(_Piece(owner, None, read_up_to(stream, size)))
             return
         sizes: list[int] = []
         digests: dict[int, Digest] = {}
-        pieces = read_pieces(stream, rule)
+        pieces = read_pieces(stream, rule, size)
         first = next(pieces)
         if len(first) == size:
             self._add_piece(_Piece(owner, None, first))
@@ -170,15 +170,3 @@ class ObjectWriter:
             offset += size
         flags = content_flags(self._rules.algorithm, self._rules.compression, chunked=True)
         return Content(None, tuple(chunks), flags)
-
-
-def _read_all(stream: Readable, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) == size:
-        return data
-    parts = [data]
-    left = size - len(data)
-    while left and (block := stream.read(left)):
-        parts.append(block)
-        left -= len(block)
-    return b"".join(parts)
