@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALWAYS_THERE = {("tar", "tar"), ("cp", "coreutils"), ("setpriv", "util-linux"), ("unshare", "util-linux")}
-NOT_BY_NEED = {("python:ensurepip", "python3-venv")}
+NOT_BY_NEED = {("python:ensurepip", "python3-venv"), ("lib:libsubid.so.4", "libsubid4")}
 
 
 def listed() -> set[tuple[str, str]]:
