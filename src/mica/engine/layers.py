@@ -2,7 +2,7 @@
 
 <home>/mica.db              the records (`snapshots.py`)
 <home>/<id>/diff/           the layer itself, ready for a union; the upper directory when it is mounted
-<home>/<id>/work/           overlayfs's own
+<home>/<id>/work            overlayfs's own
 <home>/<id>/merged/         mount point
 <home>/<id>/below/          mount point of what is below it, while changes are listed
 <home>/.new-<hex>/          a layer that is being made or filled; rubbish after a crash
