@@ -25,12 +25,13 @@ from mica.publish.objectwriter import ObjectRules
 pytestmark = pytest.mark.system
 FQRN = "small.example.org"
 MIDDLE = os.urandom(200_000)
-CHUNKED = os.urandom(600_000)
+# A program, so that it can be run too; what follows it is nobody's business.
+CHUNKED = Path("/bin/true").read_bytes() + os.urandom(600_000)
 ARCHIVE = (
     member(b"small", b"small")
     + member(b"large/.cvmfscatalog")
     + member(b"large/file", MIDDLE)
-    + member(b"large/chunked", CHUNKED)
+    + member(b"large/chunked", CHUNKED, mode=b"0000755\0")
     + END
 )
 
@@ -143,6 +144,8 @@ def test_a_file_in_chunks_passes_through_once_it_is_whole(node: Node) -> None:
         assert not passes_through(node, "large/chunked")
     wait_until(lambda: passes_through(node, "large/chunked"))
     assert (node.target / "large/chunked").read_bytes() == CHUNKED
+    with open(node.target / "large/chunked", "rb"):
+        subprocess.run([node.target / "large/chunked"], check=True)
     assert node.facts()["io_errors"] == 0
 
 
