@@ -204,13 +204,12 @@ class RepositoryClient:
             if part.missing(chunk.offset, 1):
                 with self._cache.quota.reserving(chunk.size + SEAM_BYTES) as room:
                     self._fetcher.fetch(name.digest.object_path(name.suffix), lambda stream: consume(stream, room))
-                    room.keep(chunk.size + SEAM_BYTES)
                 self.counter.add(objects_fetched=1)
 
         def consume(stream: Readable, room: Reservation) -> None:
             with self._scratch(chunk.size, room) as sink:
                 copy_verified(stream, sink, name)
-                part.put(number, sink.fd)
+                room.keep(part.put(number, sink.fd))
 
         self._flight.do((part.name, number), download)
 

@@ -72,6 +72,20 @@ class Eviction:
     def freed_bytes(self) -> int:
         return sum(item.size for item in self.freed)
 
+    @property
+    def frees_lists(self) -> bool:
+        """Whether something is gone that may have needed chunk lists."""
+        return any(item.kind in {Kind.IMAGE, Kind.PART} for item in self.freed)
+
+    def then(self, later: "Eviction") -> "Eviction":
+        """Both, each item once."""
+        gone = {item.name for item in later.freed + later.held}
+        stayed = [
+            list({item.name: item for item in group if item.name not in gone}.values())
+            for group in (self.in_use + later.in_use, self.spared + later.spared)
+        ]
+        return Eviction(self.freed + later.freed, self.held + later.held, *stayed)
+
 
 def candidates(inventory: Inventory, now: int, fresh_s: Mapping[Kind, float] = FRESH_S) -> list[Item]:
     """What may go, in the order in which it should. `now` is in nanoseconds since 1970."""

@@ -14,6 +14,7 @@ import bisect
 import contextlib
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from itertools import accumulate
@@ -23,7 +24,7 @@ from typing import Self
 from mica.digest import Digest, digest_of
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
-from mica.files import explained_os_error, locked_in_turn, mapped_os_errors, owned_fd, replace_file
+from mica.files import allocated_bytes, explained_os_error, locked_in_turn, mapped_os_errors, owned_fd, replace_file
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name, parse_chunk_list
 from mica.repo.objects import Compression
@@ -44,6 +45,7 @@ class PartFile:
         self._cache = cache
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._path = _path(cache, name)
+        self._growing = threading.Lock()
         with contextlib.ExitStack() as stack, mapped_os_errors(f"write to the cache {cache.root}"):
             with locked_in_turn(cache.root / "parts"):
                 is_known_whole = self._begin()
@@ -88,16 +90,30 @@ class PartFile:
         last = bisect.bisect_left(self._ends, min(offset + size, self.name.size))
         return range(first, last + 1)
 
-    def put(self, number: int, content: int) -> None:
-        """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one."""
+    def put(self, number: int, content: int) -> int:
+        """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one.
+
+        Returns by how many bytes the file has grown on disk.
+        """
         chunk = self.chunks[number]
-        try:
-            _copy(content, self.fd, chunk)
-        except OSError as error:
-            raise explained_os_error(error, f"write to the cache {self._cache.root}") from error
-        self._map[number : number + 1] = _MARK
+        with self._growing:
+            before = self._allocated()
+            try:
+                _copy(content, self.fd, chunk)
+            except OSError as error:
+                raise explained_os_error(error, f"write to the cache {self._cache.root}") from error
+            self._map[number : number + 1] = _MARK
+            grown = self._allocated() - before
         if self.is_whole:
             self._finish()
+        return max(grown, 0)
+
+    def _allocated(self) -> int:
+        """With the map."""
+        size = allocated_bytes(os.fstat(self.fd))
+        with contextlib.suppress(FileNotFoundError):
+            size += allocated_bytes(os.stat(f"{self._path}.map"))
+        return size
 
     def _begin(self) -> bool:
         """Without a file there must be no map. Begin with the file that is here as a whole, if there is one."""

@@ -178,7 +178,8 @@ class Quota:
             goal = None if to_bytes is None else max(0, inventory.size + held - to_bytes)
             if rehearse:
                 return evict(items, goal, Rehearsal(self._root))
-            return self._remove(items, goal)
+            outcome = self._remove(items, goal)
+        return outcome.then(self.prune(to_bytes, older_than_s)) if outcome.frees_lists else outcome
 
     def _try_promise(self, size: int) -> bool:
         return self._ledger.promise(size, self._available() if self._ledger.keeps_free else 0)

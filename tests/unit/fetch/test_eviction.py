@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.fetch.eviction import Taken, Use, candidates, evict, seconds_until_free
+from mica.fetch.eviction import Eviction, Taken, Use, candidates, evict, seconds_until_free
 from mica.fetch.inventory import Inventory, Item, Kind
 
 NOW = 1_000_000 * 10**9
@@ -109,6 +109,21 @@ def test_it_ends_when_removing_frees_nothing() -> None:
     items = [item(name, 90) for name in "abcdef"]
     outcome = evict(items, 2, Model(held={item.name for item in items}))
     assert (len(outcome.freed), len(outcome.held)) == (0, 2)
+
+
+def test_two_evictions_put_together_have_each_item_once() -> None:
+    a, b, c, d = (item(name, 90) for name in "abcd")
+    first = Eviction(freed=[a], in_use=[b, c], spared=[d])
+    second = Eviction(freed=[c], in_use=[b._replace(changed=0)], spared=[d])
+    both = first.then(second)
+    assert [names(group) for group in (both.freed, both.held, both.in_use, both.spared)] == [
+        ["a", "c"],
+        [],
+        ["b"],
+        ["d"],
+    ]
+    assert not both.frees_lists
+    assert Eviction(freed=[item("e", 90, kind=Kind.IMAGE)]).frees_lists
 
 
 @pytest.mark.parametrize(("missing", "wait"), [(1, 1.0), (2, 3.0), (4, None)])
