@@ -30,6 +30,8 @@ def node(
     for the next `mica node`.
     """
     from mica.cli.places import Places
+    from mica.drivers.graphdriver.driver import DriverSettings
+    from mica.drivers.graphdriver.server import graph_driver_of
     from mica.node.directory import NodeDirectory
     from mica.node.servers import NodeSettings
     from mica.node.stack import Method
@@ -56,4 +58,11 @@ def node(
         NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.config.deadline_s,
         int(places.config.complete_mb_s * 1e6),
     )  # fmt: skip
-    run_node(settings, lambda: typer.echo(f"ready {settings.directory.service}"), ServiceManager(os.environ))
+    others = []
+    if places.config.docker_socket is not None:
+        driver = DriverSettings(
+            settings.directory.service, frozenset(known), places.cache, (places.drivers / "docker.json").absolute()
+        )
+        others.append(graph_driver_of(driver, places.config.docker_socket))
+    ready = lambda: typer.echo(f"ready {settings.directory.service}")  # noqa: E731
+    run_node(settings, ready, ServiceManager(os.environ), others)

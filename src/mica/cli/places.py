@@ -4,8 +4,8 @@ import functools
 import os
 from pathlib import Path
 
-from mica.config import NodeConfig, load_config, parse_limit, parse_method
-from mica.errors import NotFoundError, UsageError
+from mica.config import NodeConfig, PortalConfig, load_config, parse_limit, parse_method
+from mica.errors import NotFoundError, UsageError, UserError
 from mica.fetch.cache import set_limits
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
@@ -52,6 +52,20 @@ class Places:
     @property
     def config(self) -> NodeConfig:
         return self._config
+
+    @property
+    def drivers(self) -> Path:
+        """Where drivers of engines keep what they have to know after a restart."""
+        return self._state / "drivers"
+
+    @property
+    def portal(self) -> PortalConfig:
+        """Raises UserError where nothing is configured."""
+        if self._config.portal is None:
+            raise UserError(
+                "The configuration has no [portal].", hint='It needs at least: repository = "…" and allow = ["…"].'
+            )
+        return self._config.portal
 
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""

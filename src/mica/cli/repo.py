@@ -16,6 +16,7 @@ from mica.cli.options import (
     QuotaOption,
     StateOption,
     UrlOption,
+    parse_address,
     repository_path,
 )
 from mica.cli.output import print_facts, print_json, print_table, progress, text_of
@@ -43,9 +44,10 @@ def create(
     chunk_sizes: Annotated[
         str,
         typer.Option(
-            help="Smallest, average and largest piece of large files, in KiB; the stock server has 4096,8192,16384."
+            help="Smallest, average and largest piece of large files, in KiB, and after that, if not the same, that of "
+            "programs and libraries; the stock server has 4096,8192,16384."
         ),
-    ] = "256,512,1024",
+    ] = "256,512,1024,64",
     ttl_s: Annotated[
         int, typer.Option("--ttl", min=1, max=_YEAR_S, help="Seconds until clients look for a newer revision.")
     ] = 240,
@@ -129,7 +131,7 @@ def serve(
     from mica.store.httpserver import RepositoryServer
 
     storages = {name: read_settings(state, name).storage for name in fqrn}
-    host, port = _address(listen)
+    host, port = parse_address(listen)
     try:
         server = RepositoryServer((host, port), storages)
     except OSError as error:
@@ -319,14 +321,9 @@ def _chunk_rule(text: str) -> "ChunkRule":
     from mica.repo.chunking import ChunkRule
 
     try:
-        smallest, average, largest = (int(part) << 10 for part in text.split(","))
-        return ChunkRule(smallest, average, largest)
-    except ValueError as error:
-        raise typer.BadParameter("three ascending numbers of KiB, such as 4096,8192,16384") from error
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise typer.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--listen")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - an empty host is asked for
+        smallest, average, largest, *program = (int(part) << 10 for part in text.split(","))
+        return ChunkRule(smallest, average, largest, *program)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(
+            "three ascending numbers of KiB, such as 4096,8192,16384, and perhaps a power of two of at least 4"
+        ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from mica.errors import MicaError
 from mica.fetch.cache import Cache
 from mica.fetch.location import RepositoryLocation, open_repository
-from mica.mount.serverprocess import Stopped
+from mica.mount.serverprocess import Serve, Stopped
 from mica.node.completion import Completion
 from mica.node.directory import NodeDirectory
 from mica.node.preparing import Preparation
@@ -34,6 +34,14 @@ class NodeSettings:
     method: Method
     deadline_s: float = 30.0
     complete_bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server that a supervisor keeps running. `make` is told whether the server follows one that died."""
+
+    name: str
+    make: Callable[[bool], Serve]
 
 
 def service_of(
