@@ -116,11 +116,16 @@ def _is_still(fd: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked_in_turn(directory: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a directory for the block, after all who came before. Raises OSError."""
+def locked_in_turn(directory: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on a directory for the block, after all who came before; without `wait` only if nobody has
+    it, which the value says. Raises OSError."""
     with owned_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class World:
         with Cache(root, fresh_s=NOTHING_FRESH) as cache:
             cache.quota.set_limits(Limits(LIMIT))
             self.fetch(cache)
-            cache.quota.prune(0)
+            cache.quota.sweeper.prune(0)
             self.fetch(cache)
 
     def fetch(self, cache: Cache) -> None:
@@ -151,9 +151,9 @@ def test_killed_anywhere_leaves_nothing_torn(tmp_path: Path) -> None:
             assert {str(path.relative_to(root / "objects")) for path in (root / "objects").glob("*/*")} == {
                 str(name) for name in world.contents
             }, f"{where}: something did not get its name"
-            with cache.quota.evicting():
-                cache.quota.count()
+            with cache.quota.sweeper.alone():
+                cache.quota.sweeper.count()
             assert cache.quota.account() == Account(disk_usage(root), 0, is_counted=True), where
-            cache.quota.prune(0)
+            cache.quota.sweeper.prune(0)
             assert {item.kind for item in take_inventory(root).items} <= {Kind.LIST}, f"{where}: something cannot leave"
     assert killed >= 20

@@ -90,8 +90,8 @@ def watch(root: Path, processes: list[subprocess.Popen[str]], until: float = flo
 def check_settled(root: Path) -> None:
     """Nobody runs any more: the record tells what is there, all of it is right, and all of the room can be had."""
     with Cache(root, fresh_s=NOTHING_FRESH) as cache:
-        with cache.quota.evicting():
-            cache.quota.count()
+        with cache.quota.sweeper.alone():
+            cache.quota.sweeper.count()
         assert cache.quota.account() == Account(disk_usage(root), 0, is_counted=True)
         found = Verifier(root).verify(take_inventory(root))
         assert [finding for finding in found if finding.verdict is not Verdict.RIGHT] == []

@@ -241,7 +241,6 @@ class RepositoryClient:
             if not part.has(number):
                 with self._cache.quota.reserving(chunk.size + SEAM_BYTES) as room:
                     self._fetcher.fetch(name.digest.object_path(name.suffix), lambda stream: consume(stream, room))
-                    room.keep(chunk.size + SEAM_BYTES)
                 self.counter.add(objects_fetched=1)
 
         def consume(stream: Readable, room: Reservation) -> None:
@@ -249,11 +248,11 @@ class RepositoryClient:
             if chunk.size <= _IN_MEMORY_BYTES:
                 content = io.BytesIO()
                 copy_verified(stream, content, name)
-                part.put_bytes(number, content.getvalue())
+                room.keep(part.put_bytes(number, content.getvalue()))
             else:
                 with self._cache.adding_place("", room) as new:
                     copy_verified(stream, new, name)
-                    part.put(number, new.fd)
+                    room.keep(part.put(number, new.fd))
 
         self._flight.do((part.name, number), download)
 
