@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import ingest, mount  # noqa: F401 - they register their rows
+from benchmarks import convert, ingest, mount  # noqa: F401 - they register their rows
 from benchmarks.harness import report, run_rows
 
 
