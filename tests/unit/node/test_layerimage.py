@@ -23,7 +23,7 @@ from mica.publish.transaction import Transaction
 from mica.repo.chunking import ChunkRule
 from mica.repo.entry import Chunk
 from mica.repo.localname import chunked_name, parse_chunk_list
-from mica.thin import convert
+from mica.thin import building
 from mica.thin.layout import metadata_image_path, tree_path
 
 
@@ -142,8 +142,8 @@ def test_a_published_image_costs_three_catalogs_and_one_object(repository: Repos
 
 
 def test_a_large_image_comes_in_chunks(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "WHOLE_IMAGE_BYTES", 8192)
-    monkeypatch.setattr(convert, "STANDARD_RULE", ChunkRule(4096, 8192, 16384))
+    monkeypatch.setattr(building, "WHOLE_IMAGE_BYTES", 8192)
+    monkeypatch.setattr(building, "STANDARD_RULE", ChunkRule(4096, 8192, 16384))
     (converted,) = publish_layers(repository, rich_layer()).layers
     with repository.manager() as manager, manager.transaction() as transaction:
         entry = transaction.catalogs.find(metadata_image_path(converted.digest))
