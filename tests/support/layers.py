@@ -13,7 +13,7 @@ from mica.fetch.client import RepositoryClient
 from mica.oci.reference import Reference
 from mica.oci.source import open_image
 from mica.repo.catalog import NestedCatalog
-from mica.thin.convert import Conversion, Unobserved, WantedImage, convert, describe
+from mica.thin.convert import Conversion, SilentObserver, WantedImage, convert, describe
 from mica.thin.record import ImageRecord
 
 
@@ -27,7 +27,7 @@ def publish_layers(repository: Repository, *tars: bytes) -> Conversion:
         descriptor = describe(image, repository.fqrn, "a/b:1")
         config = json.loads(json.dumps(image.config.document()))
         record = ImageRecord(Reference.parse("a/b:1"), image.manifest_digest, {}, config, descriptor)
-        return convert([WantedImage(image, record)], manager, observer=Unobserved())
+        return convert([WantedImage(image, record)], manager, observer=SilentObserver())
 
 
 @contextlib.contextmanager
