@@ -19,6 +19,7 @@ from mica.metaimage.reader import read_chunk_lists, read_image
 from mica.metaimage.writer import ImageLimits
 from mica.metaimage.xattrs import OPAQUE
 from mica.node.layerimage import generate_layer_image, obtain_layer_image
+from mica.publish.storedfiles import store_stream
 from mica.publish.transaction import Transaction
 from mica.repo.chunking import ChunkRule
 from mica.repo.entry import Chunk
@@ -191,8 +192,8 @@ def test_an_image_of_impossible_chunks_is_refused(repository: Repository, tmp_pa
     path = metadata_image_path(converted.digest)
 
     def put(transaction: Transaction) -> None:
-        entry, chunks = transaction.store_stream(
-            path.rpartition(b"/")[2], io.BytesIO(os.urandom(50_000)), 50_000, ChunkRule(4096, 8192, 16384)
+        entry, chunks = store_stream(
+            transaction.objects, path.rpartition(b"/")[2], io.BytesIO(os.urandom(50_000)), 50_000, ChunkRule(4096, 8192, 16384)
         )
         transaction.catalogs.put(path, entry, [chunks[0], Chunk(chunks[0].size, (1 << 40), chunks[1].digest)])
 
