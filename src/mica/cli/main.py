@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import convert, doctor, mount, node, repo, run, status
+from mica.cli import convert, doctor, mount, node, plugin, repo, run, status
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(repo.app, name="repo")
+app.add_typer(plugin.app, name="plugin")
 app.command("convert", epilog="Example: mica convert docker://debian:12 images.example.org -o oci:thin:debian")(
     convert.convert
 )

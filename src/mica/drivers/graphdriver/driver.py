@@ -123,15 +123,15 @@ class GraphDriver:
             before = self._engine
             if before is not None and before.layers.home != home and before.layers.has_mounts:
                 raise UserError(f"mica serves another engine already, whose layers are in {before.layers.home}.")
-            if before is not None:
-                self._engine = None
-                before.closing.close()
+            # One that cannot start takes nothing from the one before.
             engine = self._open(home, options)
             with mapped_os_errors(f"write {self._settings.state}"):
                 self._settings.state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 document = json.dumps({"home": str(home), "options": options})
                 replace_file(self._settings.state, document.encode("ascii"), mode=0o600)
             self._engine = engine
+            if before is not None:
+                before.closing.close()
         return {}
 
     def _open(self, home: Path, texts: list[str]) -> _Engine:
