@@ -98,8 +98,10 @@ class Docker:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self, *before: str) -> subprocess.Popen[bytes]:
+        """Start the daemon, by way of a command if one is given."""
         command = [
+            *before,
             self._daemon, "--experimental", "--data-root", str(self.data), "--exec-root", str(self.work / "exec"),
             "--pidfile", str(self.work / "pid"), "--host", f"unix://{self.work}/sock", "--bridge=none",
             "--iptables=false", "--ip6tables=false", "--ip-forward=false", *self._options,
@@ -146,9 +148,9 @@ class Docker:
             self._containerd.terminate()
             self._containerd.wait(30)
 
-    def refused(self) -> str:
+    def refused(self, *before: str) -> str:
         """What it writes when it cannot start."""
-        with self.launch() as process:
+        with self.launch(*before) as process:
             try:
                 assert process.wait(90) != 0
             finally:

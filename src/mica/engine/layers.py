@@ -2,7 +2,7 @@
 
 <home>/mica.db              the records (`snapshots.py`)
 <home>/<id>/diff/           the layer itself, ready for a union; the upper directory when it is mounted
-<home>/<id>/work/           overlayfs's own
+<home>/<id>/work            overlayfs's own
 <home>/<id>/merged/         mount point
 <home>/<id>/below/          mount point of what is below it, while changes are listed
 <home>/.new-<hex>/          a layer that is being made or filled; rubbish after a crash
@@ -123,19 +123,18 @@ class EngineLayers:
     def exists(self, layer_id: str) -> bool:
         return self._store.find(check_id(layer_id)) is not None
 
-    def remove(self, layer_id: str) -> None:
+    def remove(self, layer_id: str, *, with_children: bool = False) -> None:
         """Have it gone; nothing happens if there is none. A mount of it is taken away: engines remove what they have
-        let go, even if a crash kept them from saying so. So do scratch layers on it that nobody uses: an engine that
-        removes an image has no containers of it, but may have forgotten what it began to make.
+        let go, even if a crash kept them from saying so.
 
-        Raises UserError as long as other layers are made on it.
+        Raises UserError as long as other layers are made on it, unless these are to go first.
         """
         with self._locks.holding(check_id(layer_id)), mapped_os_errors(f"remove layer {layer_id}"):
             if self._store.find(layer_id) is None:
                 return
-            for child in self._store.children(layer_id):
-                if child.kind == READ_WRITE and not child.mounts and not self._store.has_children(child.id):
-                    self.remove(child.id)
+            if with_children:
+                for child in self._store.children(layer_id):
+                    self.remove(child.id, with_children=True)
             if self._store.has_children(layer_id):
                 raise UserError(f"Layer {layer_id} is the parent of others.", hint="Remove those first.")
             directory = self.directory(layer_id)
@@ -208,10 +207,6 @@ class EngineLayers:
                 self._store.forget_mounts(snapshot.id)
                 if not self._borrowed.get(snapshot.id):
                     self._unmount(self.directory(snapshot.id))
-
-    @property
-    def has_mounts(self) -> bool:
-        return any(snapshot.mounts for snapshot in self._store.all())
 
     @contextlib.contextmanager
     def _borrowing(self, layer_id: str) -> Iterator[Path]:
