@@ -4,9 +4,7 @@ Both turn by turn; `warm`: the kernel has everything cached, `cold`: its caches 
 """
 
 import contextlib
-import random
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,15 +12,24 @@ from demo import trees
 from demo.image import CONFIG, build
 from demo.ocilayout import write_image, write_layer
 
-from benchmarks import loops
 from benchmarks.harness import Pair, rows
 from benchmarks.nodes import merged
-from benchmarks.support import FQRN, drop_caches, make_tree, mica, overlaid, read_all, served, workspace
+from benchmarks.support import (
+    FQRN,
+    loop_pair,
+    make_large_file,
+    make_tree,
+    mica,
+    overlaid,
+    printed_seconds,
+    read_all,
+    served,
+    workspace,
+)
 
 _NAMES = 50_000
 _SMALL_FILES = 20_000
 _LARGE_BYTES = 1 << 30
-_BLOCK = 1 << 20
 
 
 @contextlib.contextmanager
@@ -48,19 +55,6 @@ def _image_of(work: Path) -> Iterator[tuple[Path, Path]]:
         yield both
 
 
-def _seconds(command: list[str | Path]) -> float:
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _loop_pair(loop: str, ours: Path, theirs: Path, count: int, *, cold: bool = False) -> Pair:
-    def measure(tree: Path) -> float:
-        if cold:
-            drop_caches()
-        return _seconds([sys.executable, loops.__file__, loop, tree, str(count)])
-
-    return Pair(lambda: measure(ours), lambda: measure(theirs), warm_ups=0 if cold else 1)
-
-
 @rows(["warm.find", "warm.stat", "cold.find", "cold.stat"], "s")
 @contextlib.contextmanager
 def names() -> Iterator[Mapping[str, Pair]]:
@@ -69,7 +63,7 @@ def names() -> Iterator[Mapping[str, Pair]]:
         make_tree(work / "tree", _NAMES, 100)
         with _image_of(work) as both:
             yield {
-                f"{state}.{loop}": _loop_pair(loop, *both, _NAMES, cold=state == "cold")
+                f"{state}.{loop}": loop_pair(loop, *both, _NAMES, cold=state == "cold")
                 for state in ("warm", "cold")
                 for loop in ("find", "stat")
             }
@@ -83,7 +77,7 @@ def small_files() -> Iterator[Mapping[str, Pair]]:
         make_tree(work / "tree", _SMALL_FILES, 5_000)
         with _image_of(work) as both:
             yield {
-                f"{state}.open_read_20k": _loop_pair("open_read", *both, _SMALL_FILES, cold=state == "cold")
+                f"{state}.open_read_20k": loop_pair("open_read", *both, _SMALL_FILES, cold=state == "cold")
                 for state in ("warm", "cold")
             }
 
@@ -94,13 +88,10 @@ def large_file() -> Iterator[Mapping[str, Pair]]:
     """A file of 1 GiB: in order, 20,000 random reads of 4 KiB, one byte of every page through mmap(2)."""
     with workspace() as work:
         (work / "tree").mkdir()
-        content = random.Random(1)
-        with (work / "tree" / "large").open("wb") as file:
-            for _ in range(_LARGE_BYTES // _BLOCK):
-                file.write(content.randbytes(_BLOCK))
+        make_large_file(work / "tree" / "large", _LARGE_BYTES)
         with _image_of(work) as both:
             yield {
-                f"warm.{name}": _loop_pair(loop, *both, _SMALL_FILES)
+                f"warm.{name}": loop_pair(loop, *both, _SMALL_FILES)
                 for name, loop in (("seq_1g", "seq"), ("rand_4k", "rand"), ("mmap_1g", "mmap"))
             }
 
@@ -120,6 +111,8 @@ def numpy() -> Iterator[Mapping[str, Pair]]:
             run = ["python3", "-c", importing]
             yield {
                 "warm.import_numpy": Pair(
-                    lambda: _seconds(["chroot", ours, *run]), lambda: _seconds(["chroot", theirs, *run]), warm_ups=1
+                    lambda: printed_seconds(["chroot", ours, *run]),
+                    lambda: printed_seconds(["chroot", theirs, *run]),
+                    warm_ups=1,
                 )
             }

@@ -7,7 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.harness import Pair, row
-from benchmarks.support import FQRN, drop_caches, make_tree, mica, mounted, read_all, remove, served, workspace
+from benchmarks.support import (
+    FQRN,
+    drop_caches,
+    loop_pair,
+    make_large_file,
+    make_tree,
+    mica,
+    mounted,
+    read_all,
+    remove,
+    served,
+    workspace,
+)
 
 _FILES = 10_000
 _FILE_BYTES = 5_000
@@ -18,13 +30,24 @@ def _find(tree: Path) -> None:
     subprocess.run(["find", tree, "-ls"], check=True, stdout=subprocess.DEVNULL)
 
 
+def _make_text(tree: Path) -> None:
+    make_tree(tree, _FILES, _FILE_BYTES)
+
+
+def _make_gigabyte(tree: Path) -> None:
+    tree.mkdir()
+    make_large_file(tree / "large", 1 << 30)
+
+
 @contextlib.contextmanager
-def _published(files: int, size: int) -> Iterator[tuple[Path, str]]:
+def _published(make: Callable[[Path], None]) -> Iterator[tuple[Path, str]]:
+    """A repository with the tree that `make` makes below `/data`, and its URL."""
     with workspace() as work:
-        make_tree(work / "tree", files, size)
+        make(work / "tree")
         subprocess.run(["tar", "-cf", work / "tree.tar", "-C", work / "tree", "."], check=True)
         mica(work / "state", "repo", "create", FQRN, "--storage", work / "storage")
         mica(work / "state", "repo", "ingest", FQRN, work / "tree.tar", "/data", "--catalog")
+        (work / "tree.tar").unlink()
         with served(work) as url:
             yield work, url
 
@@ -38,7 +61,7 @@ def _seconds(look: Callable[[Path], None], tree: Path) -> float:
 @contextlib.contextmanager
 def _looking(look: Callable[[Path], None], *, again: bool) -> Iterator[Pair]:
     """A fresh mount with an empty cache each time; `again` measures the second look."""
-    with _published(_FILES, _FILE_BYTES) as (work, url):
+    with _published(_make_text) as (work, url):
 
         def ours() -> float:
             remove(work / "cache")
@@ -87,11 +110,43 @@ def read_second() -> Iterator[Pair]:
         yield pair
 
 
+@contextlib.contextmanager
+def _looping(loop: str, make: Callable[[Path], None], *, cold: bool) -> Iterator[Pair]:
+    """One mount whose files were read before, so that all of them are in the node's cache."""
+    with _published(make) as (work, url), mounted(work, url, cache="cache") as (target, _):
+        read_all(target / "data")
+        yield loop_pair(loop, target / "data", work / "tree", _FILES, cold=cold)
+
+
+@row("mount.seq_1g", "s")
+@contextlib.contextmanager
+def sequential() -> Iterator[Pair]:
+    """Reading a file of 1 GiB from the node's cache, nothing of it in memory."""
+    with _looping("seq", _make_gigabyte, cold=True) as pair:
+        yield pair
+
+
+@row("mount.mmap_1g", "s")
+@contextlib.contextmanager
+def mapped() -> Iterator[Pair]:
+    """One byte of every page of the same file through mmap(2), nothing of it in memory."""
+    with _looping("mmap", _make_gigabyte, cold=True) as pair:
+        yield pair
+
+
+@row("mount.open_read_small", "s")
+@contextlib.contextmanager
+def open_read_small() -> Iterator[Pair]:
+    """Opening, reading and closing each of 10,000 files of 5 kB, all of them in memory."""
+    with _looping("open_read", _make_text, cold=False) as pair:
+        yield pair
+
+
 @row("mount.rss_mb", "MB")
 @contextlib.contextmanager
 def memory() -> Iterator[Pair]:
     """Resident memory of the server after `find -ls` over 100,000 files."""
-    with _published(_MANY, 600) as (work, url):
+    with _published(lambda tree: make_tree(tree, _MANY, 600)) as (work, url):
 
         def ours() -> float:
             with mounted(work, url, cache="cache") as (target, pid):

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import loops
+from benchmarks.harness import Pair
 from mica.mount.overlay import open_overlay, plan_overlay
 
 FQRN = "bench.example.org"
@@ -82,14 +84,14 @@ def nginx_command(work: Path, port: int) -> list[str | Path]:
 
 
 @contextlib.contextmanager
-def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
+def mounted(work: Path, url: str, *options: str, cache: str) -> Iterator[tuple[Path, int]]:
     """The repository mounted from a URL; mount point and process id of its server."""
     target = work / "mnt"
     target.mkdir(exist_ok=True)
     reader, writer = os.pipe()
     command = [
         sys.executable, "-m", "mica", "mount", FQRN, str(target), "--url", url, "--key", str(public_key(work)),
-        "--cache", str(work / cache), "--foreground", "--ready-fd", str(writer),
+        "--cache", str(work / cache), "--foreground", "--ready-fd", str(writer), *options,
     ]  # fmt: skip
     with subprocess.Popen(command, pass_fds=(writer,), env={**os.environ, "MICA_STATE": str(work / "state")}) as server:
         os.close(writer)
@@ -99,6 +101,29 @@ def mounted(work: Path, url: str, *, cache: str) -> Iterator[tuple[Path, int]]:
             yield target, server.pid
         finally:
             server.send_signal(signal.SIGTERM)
+
+
+def make_large_file(path: Path, size_bytes: int) -> None:
+    """Content that no compressor makes smaller, the same for the same size."""
+    content = random.Random(1)
+    with path.open("wb") as file:
+        file.writelines(content.randbytes(1 << 20) for _ in range(size_bytes >> 20))
+
+
+def printed_seconds(command: list[str | Path]) -> float:
+    """What a command says that it took."""
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def loop_pair(loop: str, ours: Path, theirs: Path, count: int, *, cold: bool = False) -> Pair:
+    """Seconds of one of `loops` over two trees; with `cold` nothing of them is in memory."""
+
+    def measure(tree: Path) -> float:
+        if cold:
+            drop_caches()
+        return printed_seconds([sys.executable, loops.__file__, loop, tree, str(count)])
+
+    return Pair(lambda: measure(ours), lambda: measure(theirs), warm_ups=0 if cold else 1)
 
 
 @contextlib.contextmanager

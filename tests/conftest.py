@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.contracts", "tests.support")
+
 _PATIENCE_S = 5.0
 _OURS = ("fuse.mica", "overlay", "erofs")
 

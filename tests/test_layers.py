@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "mica"
 ORDER = (
-    ("errors", "digest", "files", "linux", "flight", "logs", "__init__"),
+    ("errors", "digest", "files", "linux", "flight", "logs", "sizes", "__init__"),
     ("tarentry", "tarheader", "tarstream"),
     ("repo", "oci"),
     ("metaimage",),
@@ -15,6 +15,8 @@ ORDER = (
     ("fetch",),
     ("publish",),
     ("thin",),
+    ("sync",),
+    ("portal",),
     ("mount",),
     ("node",),
     ("run",),

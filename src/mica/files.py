@@ -4,11 +4,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mica.errors import TemporaryError, UserError
+
+_LOCK_POLL_S = 0.05
 
 
 @contextlib.contextmanager
@@ -53,6 +56,11 @@ def replacing_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> It
         sync_directory(path.parent)
 
 
+def allocated_bytes(status: os.stat_result) -> int:
+    """What a file takes on disk: `st_blocks` counts 512 bytes on every file system (stat(2))."""
+    return status.st_blocks * 512
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove what a `replace_file` that was killed left in a directory; the caller keeps other writers out."""
     for path in directory.glob(".*.tmp"):
@@ -65,15 +73,59 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive lock for the block. Raises TemporaryError at once if another process holds it."""
+def locked(path: Path, *, what: str, wait_s: float = 0.0, transient: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock for the block; of threads of one process, too, only one does.
+
+    Raises TemporaryError if somebody else holds it for longer than `wait_s`. A `transient` file goes with the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with owned_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+    with owned_fd(_lock(path, what=what, deadline_s=time.monotonic() + wait_s)):
+        try:
+            yield
+        finally:
+            if transient:
+                path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, *, what: str, deadline_s: float) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(fd, path):
+                return fd
         except BlockingIOError as error:
-            raise TemporaryError(f"{what} is in use by another process.", hint="Try again when it is done.") from error
-        yield
+            if time.monotonic() >= deadline_s:
+                os.close(fd)
+                raise TemporaryError(
+                    f"{what} is in use by another process.", hint="Try again when it is done."
+                ) from error
+            time.sleep(_LOCK_POLL_S)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_still(fd: int, path: Path) -> bool:
+    """Whether the locked file has its name: one who held it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked_in_turn(directory: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on a directory for the block, after all who came before; without `wait` only if nobody has
+    it, which the value says. Raises OSError."""
+    with owned_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @contextlib.contextmanager

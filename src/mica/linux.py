@@ -9,7 +9,12 @@ include/uapi/asm-generic/unistd.h (428-442 are the same on all architectures).
 """
 
 import ctypes
+import errno
+import fcntl
+import mmap
 import os
+import signal
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +44,9 @@ FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_SET_FD: Final = 5
 FSCONFIG_CMD_CREATE: Final = 6
+FSCONFIG_CMD_RECONFIGURE: Final = 7
+FSPICK_CLOEXEC: Final = 1
+FSPICK_EMPTY_PATH: Final = 8
 MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
@@ -80,10 +88,12 @@ OVERLAYFS_SUPER_MAGIC: Final = 0x794C7630
 TMPFS_MAGIC: Final = 0x01021994
 XFS_SUPER_MAGIC: Final = 0x58465342
 
-_NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
-_NR_OPENAT2, _NR_MOUNT_SETATTR = 437, 442
+_NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_FSPICK = 428, 429, 430, 431, 432, 433
+_NR_OPENAT2, _NR_MOUNT_SETATTR, _NR_CACHESTAT = 437, 442, 451
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Keeps the interpreter lock while it calls: for two calls between which nothing may come.
+_libc_at_once = ctypes.PyDLL(None, use_errno=True)
 
 
 class _MountAttr(ctypes.Structure):
@@ -219,6 +229,15 @@ def mount_setattr(
     )
 
 
+def fspick(fd: int) -> int:
+    """Begin to configure a mounted file system anew, by a descriptor of a mount point; the caller closes the result."""
+    return _syscall(_NR_FSPICK, "fspick", ctypes.c_int(fd), b"", ctypes.c_uint(FSPICK_CLOEXEC | FSPICK_EMPTY_PATH))
+
+
+def fsconfig_reconfigure(context: int) -> None:
+    _fsconfig(context, FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+
+
 def openat2(dir_fd: int, path: AnyPath, flags: int, *, resolve: int) -> int:
     """Open a path as seen from a directory, with the kernel's guarantees about the way there (RESOLVE_*)."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
@@ -250,6 +269,82 @@ def prctl(option: int, *arguments: int) -> int:
 def syncfs(fd: int) -> None:
     """Write back the file system that holds an open file, and report its write errors."""
     _checked(_libc.syncfs(ctypes.c_int(fd)), "syncfs")
+
+
+def is_open_elsewhere(fd: int) -> bool:
+    """Whether anybody else has this regular file open: any process, the kernel itself (a stacked file system, a
+    mapping, a running program, a mounted image), or another descriptor of ours. `fd` is open for reading only.
+
+    A write lease (fcntl(2), F_SETLEASE) is given to nobody else's files. It is given back in the next call; who opens
+    the file between the two waits that long. The signal that would tell us is made one that is ignored by default.
+    Raises OSError if leases cannot be had here (EINVAL: not on this file system, EACCES: not on this file).
+    """
+    _libc_at_once.fcntl(fd, fcntl.F_SETSIG, ctypes.c_long(signal.SIGURG))
+    if _libc_at_once.fcntl(fd, fcntl.F_SETLEASE, ctypes.c_long(fcntl.F_WRLCK)) == 0:
+        _libc_at_once.fcntl(fd, fcntl.F_SETLEASE, ctypes.c_long(fcntl.F_UNLCK))
+        return False
+    number = ctypes.get_errno()
+    if number in {errno.EAGAIN, errno.EBUSY}:
+        return True
+    raise OSError(number, f"F_SETLEASE: {os.strerror(number)}")
+
+
+def resident_pages(fd: int) -> int:
+    """How many pages of a regular file are in memory: by cachestat(2), before Linux 6.5 by mincore(2)."""
+    try:
+        return _cachestat(fd)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    return _mincore(fd)
+
+
+def _cachestat(fd: int) -> int:
+    whole_file = (ctypes.c_uint64 * 2)(0, 0)
+    # cached, dirty, under writeback, evicted, recently evicted: struct cachestat of include/uapi/linux/mman.h
+    counts = (ctypes.c_uint64 * 5)()
+    _syscall(_NR_CACHESTAT, "cachestat", ctypes.c_int(fd), whole_file, counts, ctypes.c_uint(0))
+    return int(counts[0])
+
+
+def _mincore(fd: int) -> int:
+    size = os.fstat(fd).st_size
+    if not size:
+        return 0
+    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    # Private and writable so that its address can be had; nothing is written to it.
+    with mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as content:
+        start = ctypes.c_char.from_buffer(content)
+        try:
+            _checked(_libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), pages), "mincore")
+        finally:
+            del start
+    return sum(page & 1 for page in pages)
+
+
+_HANDLE_HEAD = struct.Struct("=Ii")
+_HANDLE_BYTES_MAX = 128
+
+
+def name_to_handle(fd: int) -> bytes:
+    """What stands for an open file beyond its names (struct file_handle of open_by_handle_at(2))."""
+    buffer = ctypes.create_string_buffer(_HANDLE_HEAD.pack(_HANDLE_BYTES_MAX, 0), _HANDLE_HEAD.size + _HANDLE_BYTES_MAX)
+    mount_id = ctypes.c_int()
+    _checked(
+        _libc.name_to_handle_at(ctypes.c_int(fd), b"", buffer, ctypes.byref(mount_id), ctypes.c_int(AT_EMPTY_PATH)),
+        "name_to_handle_at",
+    )
+    size, _ = _HANDLE_HEAD.unpack_from(buffer.raw)
+    return buffer.raw[: _HANDLE_HEAD.size + size]
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open a file by its handle; `mount_fd` is any file of its file system. ESTALE: it is gone. Needs
+    CAP_DAC_READ_SEARCH."""
+    buffer = ctypes.create_string_buffer(handle, len(handle))
+    return _checked(
+        _libc.open_by_handle_at(ctypes.c_int(mount_fd), buffer, ctypes.c_int(flags | os.O_CLOEXEC)), "open_by_handle_at"
+    )
 
 
 def filesystem_type(path: AnyPath) -> int:

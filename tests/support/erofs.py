@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.tools import need
 
 from mica import linux
-from mica.files import owned_fd
+from mica.mount.imagemount import mount_image
 
 
 def fsck(image: Path) -> str:
@@ -21,11 +21,7 @@ def fsck(image: Path) -> str:
 def mounted(image: Path, target: Path) -> Iterator[Path]:
     """The image, mounted from the file itself (Linux 6.12)."""
     target.mkdir(exist_ok=True)
-    with owned_fd(linux.fsopen("erofs")) as context:
-        linux.fsconfig_string(context, "source", image)
-        linux.fsconfig_create(context)
-        with owned_fd(linux.fsmount(context, linux.MOUNT_ATTR_RDONLY)) as mount:
-            linux.move_mount(mount, target)
+    mount_image(image, target)
     try:
         yield target
     finally:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import os
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -135,12 +136,26 @@ def opened_client(
 QUICK = HttpLimits(timeout_direct_s=2, timeout_proxy_s=2, retries=0, backoff_s=0)
 
 
-def read_back(repository: Repository, cache: Path, *, url: str | None = None) -> dict[bytes, Seen]:
-    """The whole newest revision as a client with an empty cache sees it."""
+@contextmanager
+def opened_tree(repository: Repository, cache: Path, *, url: str | None = None) -> Iterator[RepositoryTree]:
+    """The newest revision."""
     with opened_client(repository, cache, url=url) as client:
         manifest = client.update().manifest
-        tree = RepositoryTree(client, NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size))
+        yield RepositoryTree(client, NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size))
+
+
+def read_back(repository: Repository, cache: Path, *, url: str | None = None) -> dict[bytes, Seen]:
+    """The whole newest revision as a client with an empty cache sees it."""
+    with opened_tree(repository, cache, url=url) as tree:
         return dict(walk_tree(tree))
+
+
+def find_path(tree: RepositoryTree, path: str) -> int:
+    """The inode at a path. Raises FileNotFoundError."""
+    inode = ROOT_INODE
+    for name in os.fsencode(path).strip(b"/").split(b"/"):
+        inode = tree.lookup(inode, name).inode
+    return inode
 
 
 def walk_tree(tree: RepositoryTree) -> Iterator[tuple[bytes, Seen]]:

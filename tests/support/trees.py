@@ -48,13 +48,22 @@ def snapshot(root: bytes, *, directory_times: bool = True) -> dict[bytes, Seen]:
             groups.setdefault((seen.st_dev, seen.st_ino), []).append(path)
     return {
         path: _seen(
-            root + path, status[path], groups.get((status[path].st_dev, status[path].st_ino), [path]), directory_times
+            root + path,
+            status[path],
+            groups.get((status[path].st_dev, status[path].st_ino), [path]),
+            directory_times=directory_times,
         )
         for path in paths
     }
 
 
-def _seen(path: bytes, status: os.stat_result, group: list[bytes], directory_times: bool) -> Seen:
+def look_at(path: Path) -> Seen:
+    """What a tree shows of one path; the other names of the same file are not looked for."""
+    name = os.fsencode(path)
+    return _seen(name, os.lstat(name), [], directory_times=True)
+
+
+def _seen(path: bytes, status: os.stat_result, group: list[bytes], *, directory_times: bool) -> Seen:
     mode = status.st_mode
     is_file, is_directory, is_link = stat.S_ISREG(mode), stat.S_ISDIR(mode), stat.S_ISLNK(mode)
     names = sorted(os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False))

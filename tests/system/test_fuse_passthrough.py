@@ -131,6 +131,11 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def passing(source: Path, tmp_path: Path) -> Iterator[Mounted]:
     with mounted(source, tmp_path / "mnt", Ledger()) as result:
+        with open(source / "large", "rb") as file:
+            result.passing.check(file.fileno())
+        if result.passing.refusal:
+            missing(f"files cannot pass through here: {result.passing.refusal}")
+        result.passing.given.clear()
         yield result
         assert result.passing.refusal == ""
         assert result.passing.given

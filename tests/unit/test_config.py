@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mica.config import NodeConfig, load_config
+from mica.config import NodeConfig, PortalConfig, load_config
 from mica.errors import UserError
 from mica.fetch.location import RepositoryLocation
 
@@ -101,3 +101,57 @@ def test_wrong_key_is_named(tmp_path: Path, text: str | bytes, word: str) -> Non
     assert str(caught.value).startswith(f"The configuration {tmp_path / 'config.toml'} is wrong: ")
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PORTAL = '[portal]\nrepository = "a.example.org"\nallow = ["docker.io/*"]\n'
+
+
+def test_portal(tmp_path: Path) -> None:
+    assert load(tmp_path, REPOSITORY).portal is None
+    assert load(tmp_path, PORTAL).portal == PortalConfig("a.example.org", ("docker.io/*",))
+    text = (
+        PORTAL
+        + """
+        listen = "[::]:5000"
+        platforms = ["linux/amd64", "linux/arm64"]
+        certificate = "/c.pem"
+        users = "/u"
+        max_image_gib = 0.5
+        patience_s = 10
+        conversions = 4
+        [portal.upstreams]
+        here = "reg.example:5000"
+    """
+    )
+    assert load(tmp_path, text).portal == PortalConfig(
+        "a.example.org",
+        ("docker.io/*",),
+        "[::]:5000",
+        ("linux/amd64", "linux/arm64"),
+        Path("/c.pem"),
+        users=Path("/u"),
+        max_image_gib=0.5,
+        patience_s=10.0,
+        conversions=4,
+        upstreams={"here": "reg.example:5000"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[portal]", "'repository' is missing in [portal]"),
+        ('[portal]\nrepository = "a.b"', "'allow' in [portal] has to be a list"),
+        (f"{PORTAL}colour = 1", "unknown key 'colour' in [portal]"),
+        (f"{PORTAL}conversions = 0", "'conversions' has to be a number from 1 to 64"),
+        (f"{PORTAL}conversions = true", "'conversions'"),
+        (f"{PORTAL}max_image_gib = -1", "'max_image_gib' has to be a number above 0"),
+        (f"{PORTAL}recheck_s = 'x'", "'recheck_s'"),
+        (f"{PORTAL}users = 3", "'users' has to be a text"),
+        (f"{PORTAL}[portal.upstreams]\na = 3", "'a' has to be a text"),
+    ],
+)
+def test_wrong_portal_is_named(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    assert word in str(caught.value)

@@ -16,6 +16,7 @@ from mica.cli.options import (
     FqrnArgument,
     KeyOption,
     ProxyOption,
+    QuotaOption,
     StateOption,
     UrlOption,
     mount_path,
@@ -38,6 +39,7 @@ def mount(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     stats: StatsOption = None,
     follow: Annotated[bool, typer.Option(help="Show new revisions when they are published.")] = True,
@@ -63,7 +65,7 @@ def mount(
     def stop(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with open_repository(places.locate(fqrn), places.cache) as client, contextlib.ExitStack() as stack:
         if stats is not None:
             stack.callback(write_statistics, client, stats)

@@ -15,6 +15,7 @@ from mica.mount.inquiry import Report, State, is_repository, report_mounts
 from mica.mount.mountinfo import Mount, mount_of, read_mounts
 from mica.mount.mountstatus import MountStatus
 from mica.repo.catalog import NestedCatalog
+from mica.sizes import format_size
 
 _COLUMNS = (
     "repository", "directory", "state", "revision", "local", "opened", "requests", "received", "errors", "passthrough",
@@ -75,7 +76,7 @@ def _row(report: Report, share: _Share | None) -> tuple[object, ...]:
         return report.fqrn, target, f"{report.state}{hint}", *[""] * (len(_COLUMNS) - 3)
     return (
         report.fqrn, target, report.state, status.revision, _share_text(share), status.files_opened, status.requests,
-        _size(status.transferred_bytes), status.io_errors, _passthrough_text(status),
+        format_size(status.transferred_bytes), status.io_errors, _passthrough_text(status),
     )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def _share_text(share: _Share) -> str:
     if value is None:
         return f"unknown: {share.reason}"
     percent = 100 * value.local_bytes / value.size_bytes if value.size_bytes else 100.0
-    text = f"{percent:.1f} % of {_size(value.size_bytes)}, {value.local_files} of {value.files} files"
+    text = f"{percent:.1f} % of {format_size(value.size_bytes)}, {value.local_files} of {value.files} files"
     if value.unseen_catalogs:
         text += f"; {value.unseen_catalogs} of {value.catalogs} catalogs not looked into"
     return text
@@ -93,13 +94,7 @@ def _share_text(share: _Share) -> str:
 def _passthrough_text(status: MountStatus) -> str:
     if status.passthrough_refusal:
         return f"no: {status.passthrough_refusal}"
-    return f"from {status.passthrough_from_bytes >> 10} KiB"
-
-
-def _size(number: int) -> str:
-    from rich.filesize import decimal
-
-    return decimal(number)
+    return f"from {format_size(status.passthrough_from_bytes)}"
 
 
 def _facts(report: Report, share: _Share | None) -> dict[str, object]:

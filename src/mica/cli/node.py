@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mica.cli.options import CacheOption, ConfigOption, MethodOption, StateOption
+from mica.cli.options import CacheOption, ConfigOption, MethodOption, QuotaOption, StateOption
 from mica.errors import UserError
 
 NodeOption = Annotated[
@@ -19,6 +19,7 @@ def node(
     state: StateOption,
     config: ConfigOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     method: MethodOption = None,
     directory: NodeOption = NODE_DIRECTORY,
     docker_socket: Annotated[
@@ -46,7 +47,7 @@ def node(
     if stop:
         stop_node(directory)
         return
-    places = Places(state, config=config, cache=cache)
+    places = Places(state, config=config, cache=cache, quota=quota)
     chosen = places.method(method)
     if not chosen.uses_images:
         raise UserError(

@@ -1,10 +1,12 @@
 """Where repositories are, from all that can tell: command line, configuration, what is published here."""
 
+import functools
 import os
 from pathlib import Path
 
-from mica.config import NodeConfig, load_config, parse_method
-from mica.errors import NotFoundError, UsageError
+from mica.config import NodeConfig, PortalConfig, load_config, parse_limit, parse_method
+from mica.errors import NotFoundError, UsageError, UserError
+from mica.fetch.cache import set_limits
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
 from mica.node.stack import Method
@@ -23,17 +25,28 @@ class Places:
         keys: list[Path] | None = None,
         proxies: str | None = None,
         cache: Path | None = None,
+        quota: str | None = None,
     ) -> None:
+        """Raises UserError for a wrong configuration, UsageError for a wrong quota."""
         self._state = state
         self._config: NodeConfig = load_config(config)
         self._urls = tuple(urls or ())
         self._keys = tuple(keys or ())
         self._proxies = proxies
         self._cache = cache
+        self._quota_bytes = _parse_quota(quota) if quota else self._config.quota_bytes
         self.counter = TrafficCounter()
 
-    @property
+    @functools.cached_property
     def cache(self) -> Path:
+        """The directory. With its first use here the limits that were given are in force for all who use it."""
+        if (self._quota_bytes, self._config.keep_free_bytes) != (None, None):
+            set_limits(self.cache_path, self._quota_bytes, self._config.keep_free_bytes)
+        return self.cache_path
+
+    @property
+    def cache_path(self) -> Path:
+        """The same, only looked at."""
         return self._cache or self._config.cache or self._state / "cache"
 
     @property
@@ -44,6 +57,15 @@ class Places:
     def drivers(self) -> Path:
         """Where drivers of engines keep what they have to know after a restart."""
         return self._state / "drivers"
+
+    @property
+    def portal(self) -> PortalConfig:
+        """Raises UserError where nothing is configured."""
+        if self._config.portal is None:
+            raise UserError(
+                "The configuration has no [portal].", hint='It needs at least: repository = "…" and allow = ["…"].'
+            )
+        return self._config.portal
 
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""
@@ -83,3 +105,10 @@ class Places:
         except NotFoundError:
             return None
         return RepositoryLocation(fqrn, (os.fspath(settings.storage),), (settings.key_path("pub"),))
+
+
+def _parse_quota(text: str) -> int:
+    try:
+        return parse_limit(text)
+    except ValueError as error:
+        raise UsageError(f"--quota: {error}.") from error

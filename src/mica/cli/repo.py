@@ -13,8 +13,10 @@ from mica.cli.options import (
     JsonOption,
     KeyOption,
     ProxyOption,
+    QuotaOption,
     StateOption,
     UrlOption,
+    parse_address,
     repository_path,
 )
 from mica.cli.output import print_facts, print_json, print_table, progress, text_of
@@ -42,9 +44,10 @@ def create(
     chunk_sizes: Annotated[
         str,
         typer.Option(
-            help="Smallest, average and largest piece of large files, in KiB; the stock server has 4096,8192,16384."
+            help="Smallest, average and largest piece of large files, in KiB, and after that, if not the same, that of "
+            "programs and libraries; the stock server has 4096,8192,16384."
         ),
-    ] = "256,512,1024",
+    ] = "256,512,1024,64",
     ttl_s: Annotated[
         int, typer.Option("--ttl", min=1, max=_YEAR_S, help="Seconds until clients look for a newer revision.")
     ] = 240,
@@ -128,7 +131,7 @@ def serve(
     from mica.store.httpserver import RepositoryServer
 
     storages = {name: read_settings(state, name).storage for name in fqrn}
-    host, port = _address(listen)
+    host, port = parse_address(listen)
     try:
         server = RepositoryServer((host, port), storages)
     except OSError as error:
@@ -157,6 +160,7 @@ def ls(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -164,7 +168,7 @@ def ls(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         listed = browser.entries(repository_path(path))
     if as_json:
@@ -186,13 +190,14 @@ def cat(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Write the content of a file to standard output."""
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         for block in browser.read(repository_path(path)):
             sys.stdout.buffer.write(block)
@@ -208,6 +213,7 @@ def stat(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -215,7 +221,7 @@ def stat(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         facts = browser.stat(repository_path(path))
     if as_json:
@@ -232,6 +238,7 @@ def history(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -241,7 +248,7 @@ def history(
     from mica.cli.browse import Browser
     from mica.cli.places import Places
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     with Browser.open(places, fqrn) as browser:
         tags = browser.tags()
     if as_json:
@@ -314,14 +321,9 @@ def _chunk_rule(text: str) -> "ChunkRule":
     from mica.repo.chunking import ChunkRule
 
     try:
-        smallest, average, largest = (int(part) << 10 for part in text.split(","))
-        return ChunkRule(smallest, average, largest)
-    except ValueError as error:
-        raise typer.BadParameter("three ascending numbers of KiB, such as 4096,8192,16384") from error
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise typer.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--listen")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - an empty host is asked for
+        smallest, average, largest, *program = (int(part) << 10 for part in text.split(","))
+        return ChunkRule(smallest, average, largest, *program)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(
+            "three ascending numbers of KiB, such as 4096,8192,16384, and perhaps a power of two of at least 4"
+        ) from error

@@ -8,15 +8,24 @@ import typer
 
 from mica.cli.mount import StatsOption
 from mica.cli.node import NODE_DIRECTORY, NodeOption
-from mica.cli.options import CacheOption, ConfigOption, KeyOption, MethodOption, ProxyOption, StateOption, UrlOption
+from mica.cli.options import (
+    CacheOption,
+    ConfigOption,
+    KeyOption,
+    MethodOption,
+    ProxyOption,
+    QuotaOption,
+    StateOption,
+    UrlOption,
+)
 from mica.cli.output import writable
 from mica.errors import UsageError
 
 if TYPE_CHECKING:
-    from mica.cli.images import ThinImage
     from mica.cli.places import Places
     from mica.node.stack import LayerStack, Method
     from mica.run.request import RunOptions
+    from mica.thin.image import ThinImage
 
 
 def run(
@@ -46,6 +55,7 @@ def run(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     method: MethodOption = None,
     node: NodeOption = NODE_DIRECTORY,
@@ -73,10 +83,11 @@ def run(
         volumes=tuple(map(parse_volume, volume or [])), network="none" if network == "none" else "host",
         tty=tty, interactive=interactive or tty, read_only=read_only, keep=keep.absolute() if keep else None,
     )  # fmt: skip
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     found = find_image(image, places, platform)
     request = _Request(found, options, state, stats)
-    with open_node_layers(node, found.descriptor, wanted=not (urls or keys or proxies or cache or method)) as layers:
+    own = urls or keys or proxies or cache or quota or method
+    with open_node_layers(node, found.descriptor, wanted=not own) as layers:
         if layers is not None:
             raise typer.Exit(request.run(layers))
     raise typer.Exit(request.run_by_itself(places, places.method(method)))

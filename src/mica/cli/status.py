@@ -45,7 +45,12 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what of mica is at work here: the node and the images it serves, the repositories that are mounted; what
-    they fetched, and how much of them is in the cache."""
+    they fetched, and how much of them is local.
+
+    Local is what is in the cache and can be read without a server. Nothing is fetched to tell it: catalogs that are not
+    in the cache are not looked into, and counted. Passthrough tells from which size on the kernel reads files itself,
+    or why it does not.
+    """
     sections = [provider(directory) for provider in providers(node)]
     if directory is not None and not any(section.rows for section in sections):
         raise UserError(f"{directory} is in no mounted repository.")

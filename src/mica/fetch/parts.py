@@ -6,16 +6,17 @@
 
 A chunk is verified elsewhere, then copied to its place, then marked; a killed writer leaves it unmarked. Writers of one
 chunk write the same bytes, so they need no lock. With the last chunk the file gets its name among the whole objects;
-its name here stays until `clear_parts`, because a file system that shows it counts on its inode number. Any thread, any
-number of processes.
+its name here goes with that one (`removal.py`), because a file system that shows it counts on its inode number. A map
+is never older than its file: both are opened, made and removed under a lock. Any thread, any number of processes.
 """
 
 import bisect
 import contextlib
 import mmap
 import os
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -23,13 +24,16 @@ from typing import Self
 from mica.digest import Digest, digest_of
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
-from mica.files import explained_os_error, mapped_os_errors, owned_fd, replace_file
+from mica.fetch.readahead import ReadAhead
+from mica.files import allocated_bytes, locked_in_turn, mapped_os_errors, owned_fd, replace_file
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name, parse_chunk_list
 from mica.repo.objects import Compression
 
 _MARK = b"\1"
 _BLOCK_BYTES = 1 << 20
+SEAM_BYTES = 8 << 10
+"""What a chunk may take on disk beyond its size: the block it shares with the next one, and the map's."""
 
 
 class PartFile:
@@ -40,18 +44,24 @@ class PartFile:
         self.name = name
         self.chunks = chunks
         self._cache = cache
+        self.read_ahead = ReadAhead()
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._path = _path(cache, name)
+        self._growing = threading.Lock()
         with contextlib.ExitStack() as stack, mapped_os_errors(f"write to the cache {cache.root}"):
-            is_known_whole = self._link_whole()
-            self.fd = _sized(self._path, name.size)
-            stack.callback(os.close, self.fd)
-            with owned_fd(_sized(f"{self._path}.map", len(chunks))) as map_fd:
-                self._map = mmap.mmap(map_fd, len(chunks))
+            with locked_in_turn(cache.root / "parts"):
+                is_known_whole = self._begin()
+                self.fd = _sized(self._path, name.size)
+                stack.callback(os.close, self.fd)
+                with owned_fd(_sized(f"{self._path}.map", len(chunks))) as map_fd:
+                    self._map = mmap.mmap(map_fd, len(chunks))
             if is_known_whole:
                 self._map[:] = _MARK * len(chunks)
             stack.pop_all()
         self._finalize = weakref.finalize(self, _close, self.fd, self._map)
+        if self.is_whole:
+            # Whoever had the last chunk may have been killed before the name was given.
+            self._finish()
 
     def __enter__(self) -> Self:
         return self
@@ -82,23 +92,52 @@ class PartFile:
         last = bisect.bisect_left(self._ends, min(offset + size, self.name.size))
         return range(first, last + 1)
 
-    def put(self, number: int, content: int) -> None:
-        """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one."""
+    def has(self, number: int) -> bool:
+        return bool(self._map[number])
+
+    def put(self, number: int, content: int) -> int:
+        """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one.
+
+        Returns by how many bytes the file has grown on disk.
+        """
+        return self._put(number, lambda: _copy(content, self.fd, self.chunks[number]))
+
+    def put_bytes(self, number: int, content: bytes) -> int:
+        """As `put`."""
         chunk = self.chunks[number]
-        try:
-            _copy(content, self.fd, chunk)
-        except OSError as error:
-            raise explained_os_error(error, f"write to the cache {self._cache.root}") from error
-        self._map[number : number + 1] = _MARK
+        if len(content) != chunk.size:
+            raise IntegrityError(f"Chunk {chunk.digest} has {len(content)} bytes and not {chunk.size}.")
+        return self._put(number, lambda: _write(content, self.fd, chunk))
+
+    def _put(self, number: int, write: Callable[[], None]) -> int:
+        with self._growing:
+            before = self._allocated()
+            with mapped_os_errors(f"write to the cache {self._cache.root}"):
+                write()
+            self._map[number : number + 1] = _MARK
+            grown = self._allocated() - before
         if self.is_whole:
             self._finish()
+        return max(grown, 0)
 
-    def _link_whole(self) -> bool:
-        """Begin with the file that is here as a whole, if there is one and nothing was begun yet."""
-        try:
-            os.link(self._cache.path(self.name), self._path)
-        except (FileNotFoundError, FileExistsError):
+    def _allocated(self) -> int:
+        """With the map."""
+        size = allocated_bytes(os.fstat(self.fd))
+        with contextlib.suppress(FileNotFoundError):
+            size += allocated_bytes(os.stat(f"{self._path}.map"))
+        return size
+
+    def _begin(self) -> bool:
+        """Without a file there must be no map. Begin with the file that is here as a whole, if there is one."""
+        if os.path.exists(self._path):
             return False
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._path}.map")
+        whole = self._cache.open_place(self._cache.path(self.name), self.name.size)
+        if whole is None:
+            return False
+        with owned_fd(whole):
+            self._cache.name_file(whole, self._path)
         return True
 
     def _finish(self) -> None:
@@ -146,10 +185,11 @@ def _marked(cache: Cache, name: LocalName, chunks: Sequence[Chunk]) -> list[Chun
 
 def keep_list(cache: Cache, digest: Digest, data: bytes) -> None:
     """Keep a chunk list, which the caller has verified, so that its file can be opened by name alone."""
-    path = Path(_list_path(cache, digest))
-    if not path.exists():
+    path = _list_path(cache, digest)
+    if not cache.touch(path):
         with mapped_os_errors(f"write to the cache {cache.root}"):
-            replace_file(path, data, mode=0o600, durable=False)
+            replace_file(Path(path), data, mode=0o600, durable=False)
+        cache.account(path)
 
 
 def local_name_bytes(cache: Cache, name: LocalName) -> int:
@@ -163,18 +203,6 @@ def local_name_bytes(cache: Cache, name: LocalName) -> int:
     except IntegrityError:
         return 0
     return sum(chunk.size for chunk in _marked(cache, name, chunks))
-
-
-def clear_parts(cache: Cache) -> int:
-    """Remove the names here of files that are whole, and return their number: only while no file system shows them."""
-    removed = 0
-    for entry in _part_files(cache):
-        if entry.stat().st_nlink > 1:
-            for path in (f"{entry.path}.map", entry.path):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-            removed += 1
-    return removed
 
 
 def find_part(cache: Cache, inode: int) -> LocalName | None:
@@ -214,8 +242,14 @@ def _sized(path: str, size: int) -> int:
     return fd
 
 
+def _write(content: bytes, target: int, chunk: Chunk) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(target, memoryview(content)[done:], chunk.offset + done)
+
+
 def _copy(source: int, target: int, chunk: Chunk) -> None:
-    """By hand: copy_file_range(2) refuses to leave the file system, and small chunks come from memory."""
+    """By hand: copy_file_range(2) refuses to leave the file system."""
     done = 0
     while done < chunk.size:
         data = os.pread(source, min(_BLOCK_BYTES, chunk.size - done), done)

@@ -65,7 +65,8 @@ class Directory:
             after_dot = number + (number >= dot)
             child._slot = places[after_dot + (after_dot >= dots)]  # noqa: SLF001 - of the same class
         self.links += len(self._subdirectories)
-        self._names, self._nids, self._types, self._subdirectories = [], [], bytearray(), []
+        self.path = b""
+        del self._names, self._nids, self._types, self._subdirectories
 
     def fill_in(self) -> None:
         """Put the number of this directory, which is known now, where it is missing."""

@@ -6,6 +6,7 @@ from typing import BinaryIO
 from mica.metaimage.erofs_abi import BLOCK_BYTES, SLOT_BYTES, UUID_BYTES, UUID_OFFSET, pad_to
 
 _FLUSH_BYTES = 1 << 20
+_PADDING = [bytes(size) for size in range(SLOT_BYTES)]
 
 
 class ImageOutput:
@@ -22,15 +23,16 @@ class ImageOutput:
 
     def put(self, data: bytes | bytearray) -> None:
         self._parts.append(data)
-        self.position += len(data)
-        self._waiting += len(data)
+        size = len(data)
+        self.position += size
+        self._waiting += size
         if self._waiting >= _FLUSH_BYTES:
             self.flush()
 
     def put_slots(self, data: bytes) -> int:
-        """Put bytes on the next slot, filled up with zeros to its end, and return where they are."""
+        """Put bytes, filled up with zeros to the end of a slot, and return where they are."""
         place = self.position
-        self.put(data + bytes(-len(data) & (SLOT_BYTES - 1)))
+        self.put(data + _PADDING[-len(data) % SLOT_BYTES])
         return place
 
     def skip_to(self, position: int) -> None:

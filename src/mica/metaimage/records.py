@@ -33,7 +33,15 @@ from mica.metaimage.erofs_abi import (
     decode_device,
 )
 from mica.metaimage.inode import NO_XATTRS, Inode
-from mica.metaimage.xattrs import METACOPY, REDIRECT, filter_bits, join_name, may_enter
+from mica.metaimage.xattrs import (
+    METACOPY,
+    REDIRECT,
+    SHARED_BYTES_MAX,
+    SHARED_ENTRIES_MAX,
+    filter_bits,
+    join_name,
+    may_enter,
+)
 from mica.repo.localname import LocalName
 
 Image = bytes | mmap.mmap
@@ -204,6 +212,8 @@ class Records:
             if start % SLOT_BYTES:
                 raise BrokenError(f"a shared attribute lies at {start}")
             found, end = self._xattr(start, self._end)
+            if end - start > SHARED_BYTES_MAX or len(self._shared) == SHARED_ENTRIES_MAX:
+                raise BrokenError("it shares too many or too large attributes")
             self._claim(start, end)
             self._shared[number] = found
         return found

@@ -38,7 +38,7 @@ from mica.metaimage.erofs_abi import (
     encode_device,
     format_superblock,
 )
-from mica.metaimage.inode import PATH_MAX, Inode, format_inode
+from mica.metaimage.inode import ENTRIES_MAX, IMAGE_BYTES_MAX, PATH_MAX, Inode, format_inode
 from mica.metaimage.output import ImageOutput
 from mica.metaimage.xattrbody import XattrBodies
 from mica.metaimage.xattrs import may_enter
@@ -51,9 +51,10 @@ _DIRECTORY_BYTES = 700
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What one image may cost: names in it, and bytes of directories, which are kept in memory."""
+    """What one image may cost: names in it, bytes of it, and bytes of its directories, which are kept in memory."""
 
-    max_entries: int = 4_000_000
+    max_entries: int = ENTRIES_MAX
+    max_bytes: int = IMAGE_BYTES_MAX
     max_directory_bytes: int = 1 << 30
 
 
@@ -128,13 +129,17 @@ class _Tree:
         self._entries += 1
         if self._entries > self._limits.max_entries:
             raise UserError(f"The tree has more than the {self._limits.max_entries} entries that an image may have.")
+        if self._output.position > self._limits.max_bytes:
+            raise UserError(f"The tree needs more than the {self._limits.max_bytes} bytes that an image may have.")
         if not self._open:
             self._add_root(path, inode)
             return
         slash = path.rfind(b"/")
         if slash < 0:
             raise ValueError(f"{path!r} comes after the root")
-        parent, name = self._parent_of(path, path[:slash]), path[slash + 1 :]
+        parent, name = self._open[-1], path[slash + 1 :]
+        if parent.path != path[:slash]:
+            parent = self._parent_of(path, path[:slash])
         if not name or len(name) > NAME_MAX or len(path) > PATH_MAX or b"\0" in name or name in {b".", b".."}:
             raise _refused(path, "has a name or a path that no file can have")
         kind = inode.mode & TYPE_BITS
@@ -148,7 +153,8 @@ class _Tree:
 
     def finish(self) -> ImageReport:
         """Directories and superblock; what comes next in the file is no longer the kernel's."""
-        self._close_to(0)
+        while self._open:
+            self._close_last()
         if not self._directories:
             raise ValueError("a tree without a root")
         if self._groups:
@@ -183,16 +189,15 @@ class _Tree:
     def _parent_of(self, path: bytes, parent: bytes) -> Directory:
         """The open directory of that path; those below it are complete now."""
         while self._open and self._open[-1].path != parent:
-            self._close_to(len(self._open) - 1)
+            self._close_last()
         if not self._open:
             raise ValueError(f"{path!r} comes before its directory or after the end of it")
         return self._open[-1]
 
-    def _close_to(self, depth: int) -> None:
-        while len(self._open) > depth:
-            directory = self._open.pop()
-            directory.close()
-            self._charge(len(directory.data))
+    def _close_last(self) -> None:
+        directory = self._open.pop()
+        directory.close()
+        self._charge(len(directory.data))
 
     def _put_grouped(self, path: bytes, inode: Inode) -> int:
         """Number of a file with several names; the first of them writes it."""
@@ -234,8 +239,8 @@ class _Tree:
         return nid
 
     def _put_link(self, path: bytes, inode: Inode, links: int) -> int:
-        """Inode, attributes and target in one block, as kernels before 6.10 want it, or the target in one of its own
-        before them."""
+        """Inode, attributes and target in one block, as erofs_fill_symlink of Linux 6.1 wants it, or the target in one
+        of its own before them."""
         output, target = self._output, inode.target
         if not 0 < len(target) <= LINK_MAX or b"\0" in target:
             raise _refused(path, f"is a symbolic link with a target of {len(target)} bytes")

@@ -8,6 +8,7 @@ import enum
 import os
 import re
 import threading
+import time
 from typing import Final, NamedTuple
 
 from mica.files import owned_fd
@@ -43,12 +44,13 @@ def is_repository(mount: Mount) -> bool:
 
 
 def report_mounts(mounts: list[Mount], *, patience_s: float = _PATIENCE_S) -> list[Report]:
-    """Ask all of them at once."""
+    """Ask all of them at once, and wait so long for all of them together."""
     inquiries = [_Inquiry(mount) for mount in mounts]
     for inquiry in inquiries:
         inquiry.start()
+    deadline = time.monotonic() + patience_s
     for inquiry in inquiries:
-        inquiry.join(patience_s)
+        inquiry.join(max(0.0, deadline - time.monotonic()))
     return [inquiry.report for inquiry in inquiries]
 
 

@@ -31,7 +31,7 @@ from mica.repo.objects import LEVEL, Compression, pack
 
 _NAME: Final = re.compile(rb"(user\.[a-z_.]+|xfsroot\.rawlink)(?:~([0-9]{1,6}|\?))?")
 # Of the stock client; the kernel's limit of a value is 64 KiB.
-_PAGE_CHARACTERS: Final = 40_000
+_PAGE_BYTES: Final = 40_000
 _BLOCK_BYTES: Final = 1 << 20
 # Larger objects are hashed again with the streaming compressor only, which bounds the memory that an answer takes.
 _PACK_LIMIT_BYTES: Final = 16 << 20
@@ -205,7 +205,7 @@ def _page(value: bytes, number: bytes | None) -> bytes | None:
 def _pages(value: bytes) -> list[bytes]:
     pages = [b""]
     for line in value.splitlines(keepends=True):
-        if pages[-1] and len(pages[-1]) + len(line) > _PAGE_CHARACTERS:
+        if pages[-1] and len(pages[-1]) + len(line) > _PAGE_BYTES:
             pages.append(b"")
         pages[-1] += line
     return pages

@@ -42,12 +42,15 @@ class Completion:
         return ended
 
     def run(self, images: Sequence[Path], repository: int, ended: threading.Event) -> None:
-        """Until everything is here, something fails, or the event is set."""
+        """Until everything is here, the cache is full, something fails, or the event is set."""
         for name in _contents(images):
             for offset, size in _steps(self._cache, name):
                 while (quiet_s := self._last_asked() + _QUIET_S - time.monotonic()) > 0:
                     if ended.wait(quiet_s):
                         return
+                if not self._cache.quota.fits(size):
+                    _log.info("completion ends: the cache is full")
+                    return
                 began = time.monotonic()
                 kind = Kind.RANGE if name.in_chunks else Kind.OBJECT
                 result = self._supply(Question(kind, 0, repository, name, offset, size))

@@ -2,7 +2,8 @@
 them.
 
     <cache>/images/<key>          the image
-    <cache>/images/<key>.json     {"root": digest of the root catalog for which it was last found right}
+    <cache>/images/<key>.json     {"root": digest of the root catalog for which it was last found right,
+                                   "lists": digests of the chunk lists it needs}
 
 The key is a digest of repository and layer. As long as the repository is at the revision of the record the image is
 used without a look at any catalog. Any thread.
@@ -53,12 +54,15 @@ class LayerImages:
 
     def _obtain(self, client: RepositoryClient, root: NestedCatalog, layer: ThinLayer, path: Path) -> Path:
         record = path.with_suffix(".json")
-        if not (path.exists() and _read_root(record) == root.digest.text):
+        if not (self._cache.touch(str(path)) and _read_root(record) == root.digest.text):
             obtain_layer_image(client, root, layer.path.encode("utf-8"), path)
+            self._cache.account(str(path))
+            lists = []
             with path.open("rb") as image:
                 for digest, data in read_chunk_lists(image, str(path)):
                     keep_list(self._cache, digest, data)
-            document = json.dumps({"layer": layer.url, "root": root.digest.text})
+                    lists.append(digest.text)
+            document = json.dumps({"layer": layer.url, "root": root.digest.text, "lists": lists})
             replace_file(record, document.encode("utf-8"), mode=0o600, durable=False)
         return path
 
@@ -70,11 +74,11 @@ class LayerImages:
             status.st_mode, status.st_uid, status.st_gid, *divmod(status.st_mtime_ns, 1_000_000_000), xattrs=xattrs
         )
         path = self._directory / f"mask-{hashlib.sha256(repr(root).encode()).hexdigest()}"
-        return self._flight.do(path, lambda: _keep_mask(path, root))
+        return self._flight.do(path, lambda: _keep_mask(self._cache, path, root))
 
 
-def _keep_mask(path: Path, root: Inode) -> Path:
-    if not path.exists():
+def _keep_mask(cache: Cache, path: Path, root: Inode) -> Path:
+    if not cache.touch(str(path)):
         replace_file(path, format_mask(root), mode=0o600, durable=False)
     return path
 

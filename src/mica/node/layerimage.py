@@ -17,17 +17,19 @@ from mica.errors import IntegrityError, NotFoundError
 from mica.fetch.client import ObjectName, RepositoryClient
 from mica.files import mapped_os_errors, owned_fd, replacing_file
 from mica.metaimage.fromcatalog import InodeMaker
+from mica.metaimage.inode import IMAGE_BYTES_MAX
 from mica.metaimage.reader import read_image
 from mica.metaimage.writer import STANDARD_LIMITS, ImageLimits, write_image
 from mica.node.catalogpath import Located, locate
-from mica.node.layertree import walk_layer
+from mica.node.layerwalk import walk_layer
 from mica.repo.catalog import NestedCatalog
 from mica.repo.entry import Flag
 from mica.tarstream import quoted
 from mica.thin.layout import metadata_image_of_tree
 
-IMAGE_BYTES_MAX = 4 << 30
 _BLOCK_BYTES = 1 << 20
+_BEHIND_BYTES = 2 << 30
+"""For directories and chunk lists, which have limits of their own."""
 
 
 def obtain_layer_image(
@@ -74,7 +76,7 @@ def generate_layer_image(
 
 def _fetch_image(client: RepositoryClient, found: Located, file: BinaryIO, what: str) -> None:
     entry = found.row.entry
-    if entry.size > IMAGE_BYTES_MAX:
+    if entry.size > IMAGE_BYTES_MAX + _BEHIND_BYTES:
         raise IntegrityError(f"{what} has {entry.size} bytes, more than a metadata image may have.")
     try:
         compression = entry.compression

@@ -14,14 +14,14 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from mica.digest import Algorithm, Digest, Suffix
-from mica.repo.chunking import FINE_RULE, ChunkRule, read_pieces
+from mica.repo.chunking import FINE_RULE, ChunkRule, read_pieces, read_up_to
 from mica.repo.entry import Chunk, content_flags
 from mica.repo.objects import Compression, pack
 from mica.store.base import ObjectStore, Readable
 
 _BATCH_BYTES = 512 << 10
 _BATCH_FILES = 64
-_IN_FLIGHT_BYTES = 48 << 20
+IN_FLIGHT_BYTES = 48 << 20
 
 
 class Content(NamedTuple):
@@ -67,7 +67,15 @@ class _Stored(NamedTuple):
 class ObjectWriter:
     """Use as a context manager; leaving it with an error drops what was not stored yet."""
 
-    def __init__(self, store: ObjectStore, rules: ObjectRules, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        rules: ObjectRules,
+        *,
+        threads: int | None = None,
+        in_flight_bytes: int = IN_FLIGHT_BYTES,
+    ) -> None:
+        self._limit_bytes = in_flight_bytes
         self._store = store
         self._rules = rules
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="objects")
@@ -93,11 +101,11 @@ class ObjectWriter:
         one is given. Raises what storing earlier files raised."""
         rule = rule or self._rules.chunking
         if size <= rule.minimum:
-            self._add_piece(_Piece(owner, None, _read_all(stream, size)))
+            self._add_piece(_Piece(owner, None, read_up_to(stream, size)))
             return
         sizes: list[int] = []
         digests: dict[int, Digest] = {}
-        pieces = read_pieces(stream, rule)
+        pieces = read_pieces(stream, rule, size)
         first = next(pieces)
         if len(first) == size:
             self._add_piece(_Piece(owner, None, first))
@@ -132,7 +140,7 @@ class ObjectWriter:
     def _submit(self) -> None:
         if not self._batch:
             return
-        while self._running and (self._in_flight + self._batch_bytes > _IN_FLIGHT_BYTES or self._running[0][0].done()):
+        while self._running and (self._in_flight + self._batch_bytes > self._limit_bytes or self._running[0][0].done()):
             self._collect()
         self._running.append((self._pool.submit(self._store_batch, self._batch), self._batch_bytes))
         self._in_flight += self._batch_bytes
@@ -170,15 +178,3 @@ class ObjectWriter:
             offset += size
         flags = content_flags(self._rules.algorithm, self._rules.compression, chunked=True)
         return Content(None, tuple(chunks), flags)
-
-
-def _read_all(stream: Readable, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) == size:
-        return data
-    parts = [data]
-    left = size - len(data)
-    while left and (block := stream.read(left)):
-        parts.append(block)
-        left -= len(block)
-    return b"".join(parts)

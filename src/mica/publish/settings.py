@@ -55,6 +55,7 @@ def format_settings(settings: RepositorySettings) -> str:
         "chunk_min_bytes": rule.minimum,
         "chunk_avg_bytes": rule.average,
         "chunk_max_bytes": rule.maximum,
+        "chunk_program_bytes": rule.program,
         "ttl_s": settings.ttl_s,
         "auto_tag": settings.auto_tag,
         "garbage_collectable": settings.garbage_collectable,
@@ -79,6 +80,8 @@ def _settings_from(values: dict[str, Any]) -> RepositorySettings:
         int(values.get("chunk_min_bytes", FINE_RULE.minimum)),
         int(values.get("chunk_avg_bytes", FINE_RULE.average)),
         int(values.get("chunk_max_bytes", FINE_RULE.maximum)),
+        # Before there was a size for programs they were cut as all other files.
+        int(values.get("chunk_program_bytes", 0 if "chunk_min_bytes" in values else FINE_RULE.program)),
     )
     return RepositorySettings(
         fqrn=str(values["fqrn"]),

@@ -36,9 +36,9 @@ GONE = Report("x.example.org", b"/mnt", State.GONE)
 @pytest.mark.parametrize(
     ("share", "text"),
     [
-        (LocalShare(4, 1, 3_200_000, 800_000, 2, 0), "25.0 % of 3.2 MB, 1 of 4 files"),
-        (LocalShare(4, 1, 3_200_000, 0, 9, 3), "0.0 % of 3.2 MB, 1 of 4 files; 3 of 9 catalogs not looked into"),
-        (LocalShare(0, 0, 0, 0, 1, 0), "100.0 % of 0 bytes, 0 of 0 files"),
+        (LocalShare(4, 1, 3_200_000, 800_000, 2, 0), "25.0 % of 3.1 MiB, 1 of 4 files"),
+        (LocalShare(4, 1, 3_200_000, 0, 9, 3), "0.0 % of 3.1 MiB, 1 of 4 files; 3 of 9 catalogs not looked into"),
+        (LocalShare(0, 0, 0, 0, 1, 0), "100.0 % of 0 B, 0 of 0 files"),
     ],
 )
 def test_the_share_in_words(share: LocalShare, text: str) -> None:
@@ -50,8 +50,8 @@ def test_every_row_has_as_many_cells_as_there_are_columns() -> None:
     row = mounts._row(SERVING, share)
     assert len(row) == len(mounts._row(GONE, None)) == len(mounts._COLUMNS)
     assert row == (
-        "x.example.org", "/mnt/a\\x0ab", "serving", 7, "unknown: the cache is gone", 9, 11, "12.3 MB", 2,
-        "from 128 KiB",
+        "x.example.org", "/mnt/a\\x0ab", "serving", 7, "unknown: the cache is gone", 9, 11, "11.8 MiB", 2,
+        "from 128.0 KiB",
     )  # fmt: skip
     assert mounts._row(GONE, None)[2] == "its server is gone: mica umount /mnt"
 

@@ -38,7 +38,7 @@ def get(cache: Cache, size: int | None, digest: Digest = DIGEST, compression: Co
 
 def files(cache: Cache) -> list[Path]:
     """Content, without what the cache writes about itself."""
-    own = {cache.root / "boot", cache.root / ".recovery"}
+    own = {cache.root / name for name in ("boot", ".recovery", "usage")}
     return [path for path in cache.root.rglob("*") if path.is_file() and path not in own]
 
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.tls import write_certificate
+from tests.support.certificates import write_certificate
 from tests.support.webserver import Answer, WebServer, serving
 
 from mica.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 from mica.digest import Algorithm, digest_of
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
-from mica.fetch.parts import PartFile, clear_parts, find_part, keep_list, open_part
+from mica.fetch.parts import PartFile, find_part, keep_list, open_part
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name, format_chunk_list
 from mica.repo.objects import Compression
@@ -112,12 +112,41 @@ def test_a_file_that_is_here_as_a_whole_is_not_begun_again(cache: Cache) -> None
         assert part.inode == os.stat(cache.path(NAME)).st_ino
 
 
-def test_names_of_whole_files_are_cleared_and_of_no_others(cache: Cache) -> None:
-    whole = [Chunk(0, 4, digest_of(b"full", Algorithm.SHA1))]
-    with PartFile(cache, NAME, CHUNKS) as part, PartFile(cache, chunked_name(whole, Compression.NONE), whole) as other:
+def test_a_map_without_its_file_says_nothing(cache: Cache) -> None:
+    """Whoever deletes a file by hand leaves its map: the file that is begun next has nothing of what it says."""
+    with PartFile(cache, NAME, CHUNKS) as part:
         put(part, 0)
-        put(other, 0, b"full")
-        assert clear_parts(cache) == 1
-        assert find_part(cache, other.inode) is None
-        assert find_part(cache, part.inode) == NAME
-        assert Path(cache.path(other.name)).read_bytes() == b"full"
+        put(part, 1)
+    (name,) = [path for path in (cache.root / "parts").iterdir() if path.suffix != ".map"]
+    name.unlink()
+    with PartFile(cache, NAME, CHUNKS) as part:
+        assert part.missing(0, NAME.size) == [0, 1, 2, 3]
+
+
+def test_a_name_that_was_not_given_any_more_is_given_later(cache: Cache) -> None:
+    """As after a kill between the last chunk's mark and the name."""
+    with PartFile(cache, NAME, CHUNKS) as part:
+        for number in range(4):
+            put(part, number)
+        os.unlink(cache.path(NAME))
+    with PartFile(cache, NAME, CHUNKS) as part:
+        assert part.is_whole
+        assert os.stat(cache.path(NAME)).st_ino == part.inode
+
+
+def test_a_damaged_whole_file_is_begun_anew(cache: Cache) -> None:
+    path = Path(cache.path(NAME))
+    path.parent.mkdir()
+    path.write_bytes(CONTENT[:-1])
+    with PartFile(cache, NAME, CHUNKS) as part:
+        assert part.missing(0, NAME.size) == [0, 1, 2, 3]
+        assert not path.exists()
+
+
+def test_a_list_that_is_here_stays_for_a_while(cache: Cache) -> None:
+    keep_list(cache, NAME.digest, format_chunk_list(CHUNKS))
+    (path,) = (cache.root / "lists").iterdir()
+    inode, changed = path.stat().st_ino, path.stat().st_ctime_ns
+    keep_list(cache, NAME.digest, format_chunk_list(CHUNKS))
+    assert path.stat().st_ino == inode
+    assert path.stat().st_ctime_ns > changed

@@ -14,7 +14,8 @@ from mica.oci.auth import Credential
 from mica.oci.models import Descriptor, Manifest, format_index
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
-from mica.oci.registry import RegistryClient, RegistryOptions, is_local, open_registry
+from mica.oci.registry import RegistryClient, open_registry
+from mica.oci.session import RegistryOptions, is_local
 from mica.oci.source import SourceOptions, open_image
 from mica.oci.transport import TransportOptions
 

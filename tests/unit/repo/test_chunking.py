@@ -10,7 +10,7 @@ from tests.support.fixture import stock_fixture
 from tests.support.stockcatalogs import stock_catalogs
 
 from mica.digest import Suffix
-from mica.repo.chunking import STANDARD_RULE, ChunkRule, find_cut, read_pieces
+from mica.repo.chunking import FINE_RULE, PROGRAM_PIECES_MAX, STANDARD_RULE, ChunkRule, find_cut, read_pieces
 from mica.repo.entry import Chunk, Flag
 from mica.repo.objects import Compression, unpack
 from mica.store.base import read_limited
@@ -48,7 +48,7 @@ def slow_cuts(data: bytes, rule: ChunkRule) -> list[int]:
 
 def fast_cuts(data: bytes, rule: ChunkRule) -> list[int]:
     ends: list[int] = []
-    for piece in read_pieces(io.BytesIO(data), rule):
+    for piece in read_pieces(io.BytesIO(data), rule, len(data)):
         ends.append((ends[-1] if ends else 0) + len(piece))
     return ends[:-1]
 
@@ -82,7 +82,7 @@ def test_a_threshold_above_sixteen_bits() -> None:
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 400, 401])
 def test_sizes_at_the_edges(size: int) -> None:
     rule = ChunkRule(100, 200, 400)
-    pieces = list(read_pieces(io.BytesIO(bytes(size)), rule))
+    pieces = list(read_pieces(io.BytesIO(bytes(size)), rule, size))
     assert sum(map(len, pieces)) == size
     assert len(pieces) >= 1
     assert all(len(piece) >= rule.minimum for piece in pieces[:-1])
@@ -91,15 +91,16 @@ def test_sizes_at_the_edges(size: int) -> None:
         assert len(pieces) == 1
 
 
-def test_streams_that_trickle_give_the_same_pieces() -> None:
-    data = random.Random(3).randbytes(50_000)
-    rule = ChunkRule(1000, 2000, 4000)
+@pytest.mark.parametrize("start", [b"", b"\x7fELF"])
+def test_streams_that_trickle_give_the_same_pieces(start: bytes) -> None:
+    data = start + random.Random(3).randbytes(50_000)
+    rule = ChunkRule(1000, 2000, 4000, program=4096)
 
     class Trickle(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             return super().read(min(size or 0, 777))
 
-    assert list(read_pieces(Trickle(data), rule)) == list(read_pieces(io.BytesIO(data), rule))
+    assert list(read_pieces(Trickle(data), rule, len(data))) == list(read_pieces(io.BytesIO(data), rule, len(data)))
 
 
 def test_window_types() -> None:
@@ -112,6 +113,32 @@ def test_window_types() -> None:
 def test_senseless_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="ascend from 32"):
         ChunkRule(*sizes)
+
+
+@pytest.mark.parametrize("program", [1, 2048, 6000, -4096])
+def test_senseless_pieces_of_programs_are_refused(program: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        ChunkRule(1000, 2000, 4000, program=program)
+
+
+@pytest.mark.parametrize("size", [20_000, 20_001, 24_576, 24_577, 100_000])
+def test_programs_are_cut_at_fixed_places(size: int) -> None:
+    rule = ChunkRule(20_000, 30_000, 40_000, program=4096)
+    data = b"\x7fELF" + random.Random(size).randbytes(size - 4)
+    sizes = [len(piece) for piece in read_pieces(io.BytesIO(data), rule, size)]
+    whole, rest = divmod(size, 4096)
+    assert sizes == ([size] if size == 20_000 else [4096] * whole + [rest] * bool(rest))
+    # Without a size for programs, and with another beginning, the content decides.
+    assert fast_cuts(data, ChunkRule(20_000, 30_000, 40_000)) == slow_cuts(data, rule)
+    assert fast_cuts(b"\x7fELG" + data[4:], rule) == slow_cuts(b"\x7fELG" + data[4:], rule)
+
+
+def test_very_large_programs_have_larger_pieces() -> None:
+    largest = FINE_RULE.program * PROGRAM_PIECES_MAX
+    assert FINE_RULE.program_piece_bytes(largest) == FINE_RULE.program
+    assert FINE_RULE.program_piece_bytes(largest + 1) == 2 * FINE_RULE.program
+    assert FINE_RULE.program_piece_bytes(5 * largest) == 8 * FINE_RULE.program
+    assert STANDARD_RULE.program_piece_bytes(largest) == 0
 
 
 def test_the_standard_threshold() -> None:
