@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import coldstart, dataplane, ingest, metaimage, mount, node  # noqa: F401 - they register their rows
+from benchmarks import coldstart, dataplane, docker, ingest, metaimage, mount, node  # noqa: F401 - they register their rows
 from benchmarks.harness import report, run_rows
 
 

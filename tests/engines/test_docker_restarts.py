@@ -46,7 +46,7 @@ def start_counter(host: Host, image: str, name: str) -> None:
 def counts_on(host: Host, name: str) -> bool:
     """Whether the container still runs, reads and writes."""
     state = host.docker.inspect(name, "{{json .State}}")
-    assert '"Running":true' in state, state
+    assert '"Running":true' in state, state + host.node.log.read_text()
     first = host.docker("exec", name, "cat", "/counter")
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
