@@ -247,6 +247,7 @@ def base_layers() -> list[bytes]:
         add_member(tar, "bin/suid", data=b"#!/bin/sh\n", mode=0o4755)
 
     def upper(tar: tarfile.TarFile) -> None:
+        add_member(tar, ".", tarfile.DIRTYPE, mode=0o751)
         add_member(tar, ".wh.gone")
         add_member(tar, "opaque", tarfile.DIRTYPE, mode=0o755)
         add_member(tar, "opaque/.wh..wh..opq")
