@@ -6,6 +6,7 @@ from benchmarks import (  # noqa: F401 - they register their rows
     coldstart,
     convert,
     dataplane,
+    docker,
     ingest,
     metaimage,
     mount,
