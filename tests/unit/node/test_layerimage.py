@@ -193,7 +193,11 @@ def test_an_image_of_impossible_chunks_is_refused(repository: Repository, tmp_pa
 
     def put(transaction: Transaction) -> None:
         entry, chunks = store_stream(
-            transaction.objects, path.rpartition(b"/")[2], io.BytesIO(os.urandom(50_000)), 50_000, ChunkRule(4096, 8192, 16384)
+            transaction.objects,
+            path.rpartition(b"/")[2],
+            io.BytesIO(os.urandom(50_000)),
+            50_000,
+            ChunkRule(4096, 8192, 16384),
         )
         transaction.catalogs.put(path, entry, [chunks[0], Chunk(chunks[0].size, (1 << 40), chunks[1].digest)])
 
