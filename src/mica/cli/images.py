@@ -3,10 +3,8 @@
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mica.cli.browse import Browser
-from mica.cli.places import Places
-from mica.cli.registries import Access
 from mica.errors import NotFoundError, UserError
 from mica.files import mapped_os_errors
 from mica.oci.image import ImageSource
@@ -18,14 +16,22 @@ from mica.thin.image import ThinImage, require_thin
 from mica.thin.layout import image_path
 from mica.thin.record import RECORD_LIMIT, parse_record
 
+if TYPE_CHECKING:
+    from mica.cli.places import Places
+
 _SCHEMES = ("docker:", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:")
 
 
 def open_source(source: str, platform: str | None) -> AbstractContextManager[ImageSource]:
-    return open_image(source, platform=platform or "", options=Access().source_options())
+    options = None
+    if source.startswith("docker:"):  # only registries take HTTP, which is the larger half of all that is loaded
+        from mica.cli.registries import Access
+
+        options = Access().source_options()
+    return open_image(source, platform=platform or "", options=options)
 
 
-def find_image(name: str, places: Places, platform: str | None) -> ThinImage:
+def find_image(name: str, places: "Places", platform: str | None) -> ThinImage:
     """A thin image in a layout, archive or registry, a file `thin.json`, or a name that a known repository keeps."""
     if (source := source_of(name)) is not None:
         return _read_source(source, platform)
@@ -48,7 +54,9 @@ def _read_source(source: str, platform: str | None) -> ThinImage:
         return ThinImage(require_thin(image), image.config.document(), image.config.platform)
 
 
-def _find_record(reference: Reference, places: Places) -> ThinImage:
+def _find_record(reference: Reference, places: "Places") -> ThinImage:
+    from mica.cli.browse import Browser
+
     path = image_path(reference)
     known = places.known
     for fqrn in known:

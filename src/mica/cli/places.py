@@ -6,11 +6,9 @@ from pathlib import Path
 
 from mica.config import NodeConfig, PortalConfig, load_config, parse_limit, parse_method
 from mica.errors import NotFoundError, UsageError, UserError
-from mica.fetch.cache import set_limits
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
 from mica.node.stack import Method
-from mica.publish.settings import read_settings
 
 
 class Places:
@@ -41,6 +39,8 @@ class Places:
     def cache(self) -> Path:
         """The directory. With its first use here the limits that were given are in force for all who use it."""
         if (self._quota_bytes, self._config.keep_free_bytes) != (None, None):
+            from mica.fetch.cache import set_limits
+
             set_limits(self.cache_path, self._quota_bytes, self._config.keep_free_bytes)
         return self.cache_path
 
@@ -87,7 +87,9 @@ class Places:
 
     def locate(self, fqrn: str) -> RepositoryLocation:
         """Raises NotFoundError if nothing tells where the repository is."""
-        found = self._config.repositories.get(fqrn) or self._local(fqrn)
+        found = self._config.repositories.get(fqrn)
+        if found is None and not (self._urls and self._keys):
+            found = self._local(fqrn)
         if self._urls:
             keys = self._keys or (found.keys if found else ())
             proxies = self._proxies or (found.proxies if found else "DIRECT")
@@ -100,6 +102,8 @@ class Places:
         return RepositoryLocation(fqrn, found.urls, self._keys or found.keys, self._proxies or found.proxies)
 
     def _local(self, fqrn: str) -> RepositoryLocation | None:
+        from mica.publish.settings import read_settings
+
         try:
             settings = read_settings(self._state, fqrn)
         except NotFoundError:

@@ -6,20 +6,20 @@ The command line and the portal call `open_image`; which class answers is nobody
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mica.errors import NotFoundError, UserError
 from mica.oci.choice import ImageChoice, only_choice
-from mica.oci.dockerarchive import open_docker_archive
-from mica.oci.dockerdaemon import DOCKER_SOCKET, open_docker_daemon
 from mica.oci.image import ImageSource, open_described, open_every
 from mica.oci.layout import Layout, open_layout, open_layout_archive
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
-from mica.oci.registry import open_registry
-from mica.oci.session import RegistryOptions
 from mica.oci.tagpattern import TagPattern
+
+if TYPE_CHECKING:  # HTTP for a layout on the disk would double the time until a container starts
+    from mica.oci.session import RegistryOptions
 
 _REGISTRY_SCHEME = "docker://"
 _HINT = "Sources: docker://REF  oci:DIR[:TAG]  oci-archive:FILE[:TAG]  docker-archive:FILE[:REF]  docker-daemon:REF"
@@ -27,10 +27,11 @@ _HINT = "Sources: docker://REF  oci:DIR[:TAG]  oci-archive:FILE[:TAG]  docker-ar
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How to reach what is not a file. `spool_path` is a directory with room for an image of the Docker daemon."""
+    """How to reach what is not a file; None: as usual. `spool_path` is a directory with room for an image of the
+    Docker daemon."""
 
-    registry: RegistryOptions = field(default_factory=RegistryOptions)
-    docker_socket: Path = DOCKER_SOCKET
+    registry: "RegistryOptions | None" = None
+    docker_socket: Path | None = None
     spool_path: Path | None = None
 
 
@@ -72,6 +73,8 @@ def expand_source(source: str, *, options: SourceOptions | None = None) -> list[
     found = TagPattern.parse(source.removeprefix(_REGISTRY_SCHEME))
     if found is None:
         return [source]
+    from mica.oci.registry import open_registry
+
     with open_registry((options or SourceOptions()).registry) as client:
         tags = found.matching(client.tags(found.repository))
     if not tags:
@@ -83,6 +86,8 @@ def expand_source(source: str, *, options: SourceOptions | None = None) -> list[
 def _open_from_registry(rest: str, options: SourceOptions) -> Iterator[ImageChoice]:
     if not rest.startswith("//"):
         raise UserError(f"'docker:{rest[:200]}' lacks its two slashes.", hint=_HINT)
+    from mica.oci.registry import open_registry
+
     reference = Reference.parse(rest[2:])
     with open_registry(options.registry) as client:
         yield client.choice(reference)
@@ -104,6 +109,8 @@ def _open_from_layout_archive(rest: str, _: SourceOptions) -> Iterator[ImageChoi
 
 @contextlib.contextmanager
 def _open_from_docker_archive(rest: str, _: SourceOptions) -> Iterator[ImageChoice]:
+    from mica.oci.dockerarchive import open_docker_archive
+
     path, tag = _split_path(rest)
     with open_docker_archive(path, tag=tag) as image:
         yield only_choice(image)
@@ -111,7 +118,10 @@ def _open_from_docker_archive(rest: str, _: SourceOptions) -> Iterator[ImageChoi
 
 @contextlib.contextmanager
 def _open_from_daemon(rest: str, options: SourceOptions) -> Iterator[ImageChoice]:
-    with open_docker_daemon(rest, socket_path=options.docker_socket, spool_path=options.spool_path) as image:
+    from mica.oci.dockerdaemon import DOCKER_SOCKET, open_docker_daemon
+
+    socket_path = options.docker_socket or DOCKER_SOCKET
+    with open_docker_daemon(rest, socket_path=socket_path, spool_path=options.spool_path) as image:
         yield only_choice(image)
 
 

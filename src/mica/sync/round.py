@@ -97,7 +97,7 @@ class SyncRound:
         self._notify = notify
         self._should_stop = should_stop
         plain = frozenset(wish.registry for wish in recipe.wishes if wish.scheme == "http")
-        registry = _with_plain_http(options.converter.source.registry, plain)
+        registry = _with_plain_http(options.converter.source.registry or RegistryOptions(), plain)
         source = SourceOptions(registry=registry)
         self._registry = registry
         self._converter = Converter(manager, dataclasses.replace(options.converter, source=source), observer=observer)
