@@ -1,5 +1,5 @@
 """The portal on a socket: HTTP/1.1, kept alive, TLS if there is a certificate. A thread for each connection, because
-most of them wait: for a conversion, for as long as its client does (docs/adr/0005-portal.md).
+most of them wait: for a conversion, for as long as its client does (docs/adr/0007-portal.md).
 """
 
 import contextlib
