@@ -36,6 +36,11 @@ def short_directory() -> Iterator[Path]:
     try:
         yield path
     finally:
+        # An engine that cannot start leaves its data directory mounted on itself.
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            target = line.split(" ")[4]
+            if target.startswith(f"{path}/"):
+                linux.umount2(target, linux.MNT_DETACH)
         shutil.rmtree(path)
 
 
@@ -78,9 +83,10 @@ class Docker:
         """Containers and their shims outlive an engine that is killed only if containerd does."""
         place = self.work / "containerd"
         place.mkdir(exist_ok=True)
-        config = f"version = 2\nroot = '{place}/root'\nstate = '{place}/state'\n"
-        config += "disabled_plugins = ['io.containerd.grpc.v1.cri']\n"
-        (place / "config.toml").write_text(f"{config}[grpc]\naddress = '{place}/sock'\n")
+        (place / "config.toml").write_text(
+            f"version = 2\nroot = '{place}/root'\nstate = '{place}/state'\n"
+            f"disabled_plugins = ['io.containerd.grpc.v1.cri']\n[grpc]\naddress = '{place}/sock'\n"
+        )
         command = [need("containerd", "containerd"), "--config", str(place / "config.toml")]
         with (place / "log").open("ab") as log:
             self._containerd = subprocess.Popen(
@@ -92,8 +98,10 @@ class Docker:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self, *before: str) -> subprocess.Popen[bytes]:
+        """Start the daemon, by way of a command if one is given."""
         command = [
+            *before,
             self._daemon, "--experimental", "--data-root", str(self.data), "--exec-root", str(self.work / "exec"),
             "--pidfile", str(self.work / "pid"), "--host", f"unix://{self.work}/sock", "--bridge=none",
             "--iptables=false", "--ip6tables=false", "--ip-forward=false", *self._options,
@@ -139,14 +147,15 @@ class Docker:
         if self._containerd is not None:
             self._containerd.terminate()
             self._containerd.wait(30)
-        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-            target = line.split(" ")[4]
-            if target.startswith(f"{self.work}/"):
-                linux.umount2(target, linux.MNT_DETACH)
 
-    def popen(self, *arguments: str | Path, **more: Any) -> subprocess.Popen[bytes]:
-        command = [self._client, *map(str, arguments)]
-        return subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    def refused(self, *before: str) -> str:
+        """What it writes when it cannot start."""
+        with self.launch(*before) as process:
+            try:
+                assert process.wait(90) != 0
+            finally:
+                process.terminate()
+        return self.log.read_text()
 
     def raw(self, *arguments: str | Path, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
@@ -238,6 +247,7 @@ def base_layers() -> list[bytes]:
         add_member(tar, "bin/suid", data=b"#!/bin/sh\n", mode=0o4755)
 
     def upper(tar: tarfile.TarFile) -> None:
+        add_member(tar, ".", tarfile.DIRTYPE, mode=0o751)
         add_member(tar, ".wh.gone")
         add_member(tar, "opaque", tarfile.DIRTYPE, mode=0o755)
         add_member(tar, "opaque/.wh..wh..opq")
@@ -297,3 +307,9 @@ def running_host(work: Path, *options: str) -> Iterator[Host]:
         settings = f"[drivers.docker]\nsocket = '{plugin}'\n"
         with running_node(work, image, settings) as node, running_docker(work / "d", plugin.stem, *options) as docker:
             yield Host(docker, node, image, plugin)
+
+
+def tar_bytes(directory: Path) -> bytes:
+    """A directory as an archive that depends on nothing but what is in it."""
+    command = ["tar", "--sort=name", "--numeric-owner", "-C", str(directory), "-c", "."]
+    return subprocess.run(command, capture_output=True, check=True).stdout

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +107,19 @@ class RunningNode:
         return self._process.pid
 
     def servers(self) -> dict[str, int]:
-        """Process ids of the service, the session, and the driver if there is one."""
+        """Process ids of the service, the session, and the driver if there is one. Waits for one that is starting."""
         with open_node(self.directory / "service.sock") as node:
             service = int(node.ask("status")["pid"])
-        children = _children(self.supervisor)
-        holder = {pid for pid in children if b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()}
-        drivers = {pid for pid in children if _listens_to_streams(pid)}
-        (session,) = children - {service} - holder - drivers
-        return {"service": service, "session": session, **dict(zip(["driver"], drivers, strict=False))}
+        deadline = time.monotonic() + 20
+        while True:
+            children = _children(self.supervisor) - {service}
+            drivers = {pid for pid in children if _listens_to_streams(pid)}
+            found = children - drivers - set(filter(_is_holder, children))
+            if len(found) == 1:
+                (session,) = found
+                return {"service": service, "session": session, **dict(zip(["driver"], drivers, strict=False))}
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """All of it but the holder, as a crash would."""
@@ -164,6 +170,10 @@ def running_node(work: Path, image: Published, settings: str = "") -> Iterator[R
         yield node
     finally:
         node.stop()
+
+
+def _is_holder(pid: int) -> bool:
+    return b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _listens_to_streams(pid: int) -> bool:

@@ -67,6 +67,13 @@ def test_configuration_that_was_asked_for_has_to_be_there(tmp_path: Path) -> Non
         load_config(tmp_path)
 
 
+def test_limits_of_the_cache(tmp_path: Path) -> None:
+    config = load(tmp_path, "[node]\nquota = '1.5T'\nkeep_free = 'none'")
+    assert (config.quota_bytes, config.keep_free_bytes) == (3 << 39, 0)
+    config = load(tmp_path, "[node]\ncache = '/x'")
+    assert (config.quota_bytes, config.keep_free_bytes) == (None, None)
+
+
 REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
 
 
@@ -82,6 +89,10 @@ REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
         ("[node]\nmethod = 'fast'", "'fast' is not a method; known are auto, kernel,"),
         ("[node]\ndeadline_s = 'x'", "'deadline_s' has to be a number from 0 to 86400"),
         ("[node]\ncomplete_mb_s = -1", "'complete_mb_s' has to be a number from 0"),
+        ("[node]\nquota = '20 GB'", "'quota': '20 GB' is not a size, such as 20G or 500M"),
+        ("[node]\nquota = '0'", "'quota': '0' is no limit; 'none' takes one away"),
+        ("[node]\nquota = ''", "'quota': '' is not a size"),
+        ("[node]\nkeep_free = 5", "'keep_free' has to be a text"),
         ("[node]\ncache = 1", "'cache' has to be a text"),
         ("[node]\nproxies = []", "'proxies' has to be a text"),
         ("[repositories]\na = 1", "'a' has to be a table"),

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,44 @@ def test_hints_say_what_to_do(number: int, hint: str) -> None:
     error = explained_os_error(OSError(number, os.strerror(number)), "store an object")
     assert hint in error.hint
     assert str(error).startswith("Cannot store an object: ")
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(path, what="It"):
+            held.set()
+            released.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
+    with pytest.raises(TemporaryError, match="It is in use"), locked(path, what="It", wait_s=0.1):
+        pass
+    released.set()
+    with locked(path, what="It", wait_s=20):
+        pass
+    thread.join()
+
+
+def test_a_transient_lock_lets_one_in_at_a_time_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            with locked(path, what="It", wait_s=60, transient=True):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(most), set(most)) == (80, {1})
+    assert not list(tmp_path.iterdir())

@@ -60,9 +60,9 @@ def thin(
     from mica.thin.convert import describe
     from mica.thin.descriptor import format_descriptor
 
-    source = _source(context.obj, image)
-    with open_image(source, options=Access(insecure, authfile, certs).source_options()) as opened:
-        descriptor = describe(opened, _fqrn(repository), source.removeprefix("docker://"))
+    options = Access(insecure, authfile, certs).source_options()
+    with open_image(_source(context.obj, image), options=options) as opened:
+        descriptor = describe(opened, _fqrn(repository), str(opened.reference or opened.name))
     sys.stdout.write(format_descriptor(descriptor).decode("utf-8"))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import cache, convert, doctor, mount, node, portal, push, repo, run, status, sync
+from mica.cli import cache, convert, doctor, mount, node, plugin, portal, push, repo, run, status, sync
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(repo.app, name="repo")
 app.add_typer(cache.app, name="cache")
+app.add_typer(plugin.app, name="plugin")
 app.command("convert", epilog="Example: mica convert docker://debian:12 images.example.org -o oci:thin:debian")(
     convert.convert
 )

@@ -22,6 +22,10 @@ def node(
     quota: QuotaOption = None,
     method: MethodOption = None,
     directory: NodeOption = NODE_DIRECTORY,
+    docker_socket: Annotated[
+        Path | None,
+        typer.Option(help="Be a Docker Engine's graph driver at this socket; default: what the configuration says."),
+    ] = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the node for good, with its mounts.")] = False,
 ) -> None:
     """Serve the layers of images to whoever mounts them on this host: the repositories of the configuration.
@@ -59,10 +63,11 @@ def node(
         int(places.config.complete_mb_s * 1e6),
     )  # fmt: skip
     others = []
-    if places.config.docker_socket is not None:
+    docker_socket = docker_socket or places.config.docker_socket
+    if docker_socket is not None:
         driver = DriverSettings(
             settings.directory.service, frozenset(known), places.cache, (places.drivers / "docker.json").absolute()
         )
-        others.append(graph_driver_of(driver, places.config.docker_socket))
+        others.append(graph_driver_of(driver, docker_socket))
     ready = lambda: typer.echo(f"ready {settings.directory.service}")  # noqa: E731
     run_node(settings, ready, ServiceManager(os.environ), others)

@@ -32,7 +32,7 @@ class Places:
         self._keys = tuple(keys or ())
         self._proxies = proxies
         self._cache = cache
-        self._quota_bytes = _parse_quota(quota) if quota else self._config.quota_bytes
+        self._quota_bytes = _parse_quota(quota) if quota is not None else self._config.quota_bytes
         self.counter = TrafficCounter()
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from mica.cli.options import (
     JsonOption,
     KeyOption,
     ProxyOption,
+    QuotaOption,
     StateOption,
     UrlOption,
 )
@@ -33,6 +34,7 @@ def push(
     keys: KeyOption = None,
     proxies: ProxyOption = None,
     cache: CacheOption = None,
+    quota: QuotaOption = None,
     config: ConfigOption = None,
     insecure: InsecureOption = False,
     authfile: AuthfileOption = None,
@@ -43,7 +45,7 @@ def push(
     from mica.cli.places import Places
     from mica.cli.registries import Access
 
-    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache)
+    places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     digest = push_thin(thin, reference, places, Access(insecure, authfile, certs))
     facts: dict[str, object] = {"pushed": reference.removeprefix("docker://"), "thin_image": digest}
     (print_json if as_json else print_facts)(facts)

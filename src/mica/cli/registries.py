@@ -23,16 +23,18 @@ _DEFAULT_DIRECTORY = "_default"
 
 
 class Access(NamedTuple):
-    """What options say about registries; None for what they do not say."""
+    """What options say about registries; None for what they do not say, which the environment may."""
 
     insecure: bool = False
     authfile: Path | None = None
     certs: Path | None = None
 
     def options(self, environment: Mapping[str, str] = os.environ) -> RegistryOptions:
-        roots = CERTIFICATE_ROOTS if self.certs is None else (self.certs,)
+        certs = self.certs or environment.get("MICA_CERTS")
+        authfile = self.authfile or environment.get("MICA_AUTHFILE")
+        roots = (Path(certs),) if certs else CERTIFICATE_ROOTS
         return RegistryOptions(
-            find_credential=_credential_finder(self.authfile, environment),
+            find_credential=_credential_finder(Path(authfile) if authfile else None, environment),
             find_hosts=_host_finder(roots),
             transport=TransportOptions(insecure=self.insecure),
         )

@@ -105,15 +105,31 @@ def list_changes(tree: UpperTree, below: Path | None) -> list[Change]:
     A directory counts as modified if it differs from the parent's or something in it was changed.
     """
     changes: dict[bytes, ChangeKind] = {}
+    hidden: set[bytes] = set()
     for difference in tree.differences():
+        path = difference.path
         kind = _kind_of(difference, below)
-        if kind is None:
-            continue
-        if kind is not ChangeKind.MODIFIED:
-            for parent in _parents(difference.path):
-                changes.setdefault(parent, ChangeKind.MODIFIED)
-        changes[difference.path] = kind
+        if kind is not None:
+            _note(changes, path, kind)
+        if difference.hides_below or (path.rpartition(b"/")[0] in hidden and difference.is_directory):
+            hidden.add(path)
+            for name in _names(below, path) - tree.names(path):
+                _note(changes, path + b"/" + name, ChangeKind.DELETED)
     return [Change(path, changes[path]) for path in sorted(changes)]
+
+
+def _note(changes: dict[bytes, ChangeKind], path: bytes, kind: ChangeKind) -> None:
+    changes[path] = kind
+    if kind is not ChangeKind.MODIFIED:
+        for parent in _parents(path):
+            changes.setdefault(parent, ChangeKind.MODIFIED)
+
+
+def _names(below: Path | None, directory: bytes) -> set[bytes]:
+    try:
+        return set() if below is None else set(os.listdir(os.fsencode(below) + b"/" + directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _kind_of(difference: Difference, below: Path | None) -> ChangeKind | None:

@@ -100,8 +100,13 @@ class EngineLayers:
     # Life
 
     def create(self, layer_id: str, parent: str | None, *, is_writable: bool, label: str = "") -> None:
-        """An empty layer. Raises UserError if there is one of that name, NotFoundError if there is no such parent."""
+        """An empty layer. Raises UserError if there is one of that name, NotFoundError if there is no such parent, and
+        what the provider raises: engines forget a container's layer that was made and then cannot be mounted."""
         check_id(layer_id)
+        if is_writable and parent is not None and self._store.get(parent).kind == READ_ONLY:
+            chain = self._chain(parent)
+            with self._lower(replace(chain, parents=(self._store.get(parent), *chain.parents))):
+                pass
         with self._locks.holding(layer_id), mapped_os_errors(f"make layer {layer_id}"):
             new = LayerDirectory(self.home / f".new-{secrets.token_hex(8)}")
             new.path.mkdir(mode=0o700)
@@ -118,15 +123,18 @@ class EngineLayers:
     def exists(self, layer_id: str) -> bool:
         return self._store.find(check_id(layer_id)) is not None
 
-    def remove(self, layer_id: str) -> None:
+    def remove(self, layer_id: str, *, with_children: bool = False) -> None:
         """Have it gone; nothing happens if there is none. A mount of it is taken away: engines remove what they have
         let go, even if a crash kept them from saying so.
 
-        Raises UserError as long as other layers are made on it.
+        Raises UserError as long as other layers are made on it, unless these are to go first.
         """
         with self._locks.holding(check_id(layer_id)), mapped_os_errors(f"remove layer {layer_id}"):
             if self._store.find(layer_id) is None:
                 return
+            if with_children:
+                for child in self._store.children(layer_id):
+                    self.remove(child.id, with_children=True)
             if self._store.has_children(layer_id):
                 raise UserError(f"Layer {layer_id} is the parent of others.", hint="Remove those first.")
             directory = self.directory(layer_id)
@@ -199,10 +207,6 @@ class EngineLayers:
                 self._store.forget_mounts(snapshot.id)
                 if not self._borrowed.get(snapshot.id):
                     self._unmount(self.directory(snapshot.id))
-
-    @property
-    def has_mounts(self) -> bool:
-        return any(snapshot.mounts for snapshot in self._store.all())
 
     @contextlib.contextmanager
     def _borrowing(self, layer_id: str) -> Iterator[Path]:

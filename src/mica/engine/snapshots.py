@@ -121,6 +121,10 @@ class SnapshotStore:
         with self._lock:
             return [*map(_snapshot, self._database.execute("SELECT * FROM snapshot ORDER BY id"))]
 
+    def children(self, snapshot_id: str) -> list[Snapshot]:
+        with self._lock:
+            return [*map(_snapshot, self._database.execute("SELECT * FROM snapshot WHERE parent = ?", (snapshot_id,)))]
+
     def has_children(self, snapshot_id: str) -> bool:
         with self._lock:
             found = self._database.execute("SELECT 1 FROM snapshot WHERE parent = ? LIMIT 1", (snapshot_id,))

@@ -33,6 +33,10 @@ class Difference:
     status: os.stat_result | None
     hides_below: bool = False
 
+    @property
+    def is_directory(self) -> bool:
+        return self.status is not None and stat.S_ISDIR(self.status.st_mode)
+
 
 class UpperTree:
     """An upper directory and the view through which it is read. Use it as a block."""
@@ -58,7 +62,7 @@ class UpperTree:
         while pending:
             for difference, is_whole in pending[-1]:
                 yield difference
-                if difference.status is not None and stat.S_ISDIR(difference.status.st_mode):
+                if difference.is_directory:
                     pending.append(self._list(difference.path, is_whole=is_whole))
                     break
             else:
@@ -101,6 +105,18 @@ class UpperTree:
         return Difference(path, status, hides_below), is_renamed
 
     # Reading through the view
+
+    def names(self, directory: bytes) -> set[bytes]:
+        """What a directory shows."""
+        with owned_fd(linux.openat2(self._view, directory, _DIRECTORY, resolve=_RESOLVE)) as fd:
+            found = set(map(os.fsencode, os.listdir(fd)))
+            if not self._is_plain:
+                return found
+            return {name for name in found if not self._whiteouts.is_own(name) and not self._removes(fd, name)}
+
+    def _removes(self, fd: int, name: bytes) -> bool:
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return self._whiteouts.removed_name(name, status) is not None
 
     def _status(self, path: bytes) -> os.stat_result:
         with owned_fd(linux.openat2(self._view, path, os.O_PATH | os.O_NOFOLLOW, resolve=_RESOLVE)) as fd:

@@ -88,7 +88,7 @@ def _page(name: str, tags: list[str], query: Mapping[str, list[str]]) -> Answer:
 
 
 def _explained(error: MicaError, kind: str) -> Answer:
-    """Clients show the message; which status makes them do what: docs/adr/0005-portal.md."""
+    """Clients show the message; which status makes them do what: docs/adr/0007-portal.md."""
     text = f"{error} {error.hint}".strip()
     if isinstance(error, StillMakingError):
         headers = {"Retry-After": str(_RETRY_AFTER_S)}

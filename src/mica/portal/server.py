@@ -1,5 +1,5 @@
 """The portal on a socket: HTTP/1.1, kept alive, TLS if there is a certificate. A thread for each connection, because
-most of them wait: for a conversion, for as long as its client does (docs/adr/0005-portal.md).
+most of them wait: for a conversion, for as long as its client does (docs/adr/0007-portal.md).
 """
 
 import contextlib
@@ -75,6 +75,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: PortalServer
 
     def do_GET(self) -> None:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            # A body that nobody reads would be taken for the next request.
+            self.close_connection = True
         self._send(self.server.portal.answer(self.path, self.headers.get("Authorization", "")))
 
     do_HEAD = do_GET  # noqa: N815 - the library's naming

@@ -123,7 +123,7 @@ class SyncRound:
                         wanted.add(reference.text)
                         results.append(self._look_at(reference, wish, client))
         self._schedule(wanted, unclear)
-        removed, layers = self._remove_due()
+        removed, layers = self._removed(results)
         return RoundResult(tuple(results), tuple(removed), len(self._state.leaving), layers)
 
     def _look_at(self, reference: Reference, wish: Wish, client: RegistryClient) -> ImageResult:
@@ -166,9 +166,17 @@ class SyncRound:
                 self._state.drop(text, due_s=self._due_s)
                 self._notify({"action": "schedule", "image": text, "status": "done", "due": self._due_s})
 
+    def _removed(self, results: list[ImageResult]) -> tuple[list[str], int]:
+        """What went; a failure is a result like any other, and nothing went."""
+        try:
+            return self._remove_due()
+        except MicaError as error:
+            results.append(self._failed("(removal)", error))
+            return [], 0
+
     def _remove_due(self) -> tuple[list[str], int]:
         now_s = int(time.time())
-        due = self._state.take_due(now_s)
+        due = self._state.due(now_s)
         with self._manager.snapshot() as catalogs:
             paths = {image_path(Reference.parse(text)) for text in due}
             records = [one for path, one in list_records(catalogs, self._manager.store) if path not in paths]
@@ -177,18 +185,24 @@ class SyncRound:
         old = {layer for layer, since_s in self._state.unused.items() if since_s + self._options.grace_s <= now_s}
         if not due and not old:
             return [], 0
+        removed = self._remove(due, old)
+        self._state.forget(due, old)
+        return removed, len(old)
+
+    def _remove(self, due: list[str], old: set[str]) -> list[str]:
+        """Publish a revision without some records and layers; returns the records that were there. Shrinks `old` to
+        the layers that went."""
         with self._manager.transaction(wait_s=self._options.converter.wait_s) as transaction:
             removed = [text for text in due if remove_record(transaction.catalogs, image_path(Reference.parse(text)))]
             # Somebody may have converted an image with such a layer meanwhile.
             records = [record for _, record in list_records(transaction.catalogs, transaction.store)]
-            old &= unused_layers(transaction.catalogs, records)
+            old.intersection_update(unused_layers(transaction.catalogs, records))
             remove_layers(transaction.catalogs, old)
             if not removed and not old:
                 transaction.give_up()
         for text in removed:
             self._notify({"action": "remove", "image": text, "status": "done"})
-        self._state.unused = {layer: at for layer, at in self._state.unused.items() if layer not in old}
-        return removed, len(old)
+        return removed
 
     def _tell_converted(self, reference: Reference, digest: str, output: str, conversion: Conversion) -> None:
         self._notify({

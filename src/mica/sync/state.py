@@ -57,14 +57,17 @@ class SyncState:
     def wanted_records(self) -> set[str]:
         return {record for image in self.images.values() for record in image.records}
 
-    def take_due(self, now_s: int) -> list[str]:
-        """The records whose time has come, without those that are wanted again; no longer leaving."""
+    def due(self, now_s: int) -> list[str]:
+        """The records whose time has come; those that are wanted again no longer leave."""
         for record in self.wanted_records & self.leaving.keys():
             del self.leaving[record]
-        due = sorted(record for record, time_s in self.leaving.items() if time_s <= now_s)
-        for record in due:
-            del self.leaving[record]
-        return due
+        return sorted(record for record, time_s in self.leaving.items() if time_s <= now_s)
+
+    def forget(self, records: list[str], layers: set[str]) -> None:
+        """They are gone from the repository."""
+        for record in records:
+            self.leaving.pop(record, None)
+        self.unused = {layer: at for layer, at in self.unused.items() if layer not in layers}
 
 
 def read_state(path: Path) -> SyncState:

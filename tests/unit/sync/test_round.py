@@ -203,3 +203,17 @@ def test_memory_survives_and_damage_is_named(site: Site, tmp_path: Path) -> None
         (tmp_path / "bad.json").write_text(damage)
         with pytest.raises(UserError, match="is not what a sync remembers"):
             read_state(tmp_path / "bad.json")
+
+
+def test_record_that_is_none_keeps_every_layer(site: Site) -> None:
+    site.add("1", b"one")
+    site.run("http://HOST/team/image:1")
+    site.add("1", b"two")
+    site.run("http://HOST/team/image:1")
+    with site.repository.manager() as manager, manager.transaction() as transaction:
+        path = b"/.images/strange.json"
+        transaction.catalogs.put(path, transaction.store_file(b"strange.json", b"{}"))
+    result = site.run("http://HOST/team/image:1", grace_s=0)
+    assert (result.removed_layers, result.exit_code) == (0, 1)
+    assert "strange.json is not the record of an image" in str(result.images[-1].error)
+    assert len(site.layers()) == 3

@@ -67,7 +67,7 @@ class GraphDriver:
             raise UserError(f"{self._settings.state} is damaged.", hint="Remove it and restart the engine.") from error
         if home.is_dir():
             try:
-                self._engine = self._open(home, options)
+                self._engine = self._open(home, self._checked(options))
             except MicaError as error:
                 # The engine's next start says what is wrong; until then calls say that there is none.
                 _log.error("the layers in %s cannot be used: %s", home, error)
@@ -119,28 +119,38 @@ class GraphDriver:
             raise UserError(
                 "mica cannot shift user ids: start the engine without userns-remap, or with another driver."
             )
+        checked = self._checked(options)
         with self._lock:
             before = self._engine
-            if before is not None and before.layers.home != home and before.layers.has_mounts:
+            if (
+                before is not None
+                and before.layers.home != home
+                and before.layers.home.is_dir()
+                and before.layers.count
+            ):
                 raise UserError(f"mica serves another engine already, whose layers are in {before.layers.home}.")
-            if before is not None:
-                self._engine = None
-                before.closing.close()
-            engine = self._open(home, options)
+            # One that cannot start takes nothing from the one before.
+            engine = self._open(home, checked)
             with mapped_os_errors(f"write {self._settings.state}"):
                 self._settings.state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 document = json.dumps({"home": str(home), "options": options})
                 replace_file(self._settings.state, document.encode("ascii"), mode=0o600)
             self._engine = engine
+            if before is not None:
+                before.closing.close()
         return {}
 
-    def _open(self, home: Path, texts: list[str]) -> _Engine:
+    def _checked(self, texts: list[str]) -> DriverOptions:
         options = DriverOptions.parse(texts)
+        choose_union(options.union)
         if options.cache is not None and options.cache != self._settings.cache:
             raise UserError(
                 f"Storage option mica.cache is {options.cache}, but the node's cache is {self._settings.cache}.",
                 hint="The node's configuration says where its cache is.",
             )
+        return options
+
+    def _open(self, home: Path, options: DriverOptions) -> _Engine:
         union = choose_union(options.union)
         with contextlib.ExitStack() as stack:
             layers = stack.enter_context(open_layers(home, union, self._provider(options)))
@@ -195,7 +205,8 @@ class GraphDriver:
         return {}
 
     def _remove(self, values: dict[str, Any]) -> dict[str, Any]:
-        self._layers.remove(text_of(values, "ID"))
+        # The engine counts who needs a layer. What is still made on it are answers that a crash kept from the engine.
+        self._layers.remove(text_of(values, "ID"), with_children=True)
         return {}
 
     def _get(self, values: dict[str, Any]) -> dict[str, Any]:
