@@ -272,8 +272,8 @@ class RepositoryClient:
         """The documents of a revision belong together: if they do not hold, all are asked of the next host."""
         again = False
 
-        def whole(limit: int) -> Callable[[Readable], bytes]:
-            return lambda stream: read_whole(stream, limit)
+        def fetch(path: str, limit: int, *, fresh: bool) -> bytes:
+            return self._fetcher.fetch(path, lambda stream: read_whole(stream, limit), fresh=fresh)
 
         def consume(stream: Readable) -> tuple[dict[str, bytes], TrustedRevision]:
             nonlocal again
@@ -283,12 +283,15 @@ class RepositoryClient:
             again, fresh = True, again
             documents = {
                 "manifest": data,
-                "certificate": self._fetcher.fetch(certificate, whole(CERTIFICATE_LIMIT), fresh=fresh),
-                "whitelist": self._fetcher.fetch(WHITELIST, whole(WHITELIST_LIMIT), fresh=True),
+                "certificate": fetch(certificate, CERTIFICATE_LIMIT, fresh=fresh),
+                "whitelist": fetch(WHITELIST, WHITELIST_LIMIT, fresh=True) if fresh else whitelist.result(),
             }
             return documents, self._verify(documents, "", oldest)
 
-        return self._fetcher.fetch(MANIFEST, consume, fresh=True)
+        # Over a long way it counts that the whitelist does not have to wait for the manifest.
+        with ThreadPoolExecutor(1, thread_name_prefix="whitelist") as beside:
+            whitelist = beside.submit(fetch, WHITELIST, WHITELIST_LIMIT, fresh=True)
+            return self._fetcher.fetch(MANIFEST, consume, fresh=True)
 
     def _verify(self, documents: dict[str, bytes], where: str, oldest: int) -> TrustedRevision:
         trust = RevisionTrust(self.fqrn, self._master_keys, where=where, oldest=oldest)

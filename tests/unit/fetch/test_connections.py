@@ -60,6 +60,14 @@ def test_one_connection_serves_one_request_after_the_other(server: WebServer, po
     assert server.connections == 1
 
 
+def test_a_connection_is_free_as_soon_as_its_answer_was_read(server: WebServer, pool: ConnectionPool) -> None:
+    with closing(pool.get(server.url, "object", proxy=None, headers={})) as answer:
+        assert b"".join(iter(lambda: answer.read(1 << 16), b"")) == CONTENT
+        assert get(pool, server.url) == CONTENT
+    assert get(pool, server.url) == CONTENT
+    assert server.connections == 1
+
+
 def test_requests_at_once_have_connections_of_their_own_and_few_are_kept(
     server: WebServer, pool: ConnectionPool
 ) -> None:
