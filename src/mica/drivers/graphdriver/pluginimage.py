@@ -103,8 +103,6 @@ def plugin_config() -> dict[str, Any]:
                 "settable": ["source"],
             }
         ],
-        # The kernel tells the object filesystem which process waits for it, by numbers of this namespace.
-        "pidhost": True,
         "propagatedMount": STATE,
         "env": [],
         "args": {"name": "", "description": "", "settable": None, "value": []},
