@@ -26,7 +26,7 @@ from mica.logs import logger
 from mica.sizes import format_size
 
 _log = logger(__name__)
-_STEPS: Final = 200
+_STEPS: Final = 1000
 """Each step frees this part of the limit beyond what is needed."""
 _LIST_S: Final = 60.0
 
