@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.caches import NOTHING_FRESH, disk_usage, let_age, put
+from tests.support.cli import mica
 from tests.support.imagetrees import CHUNK_LISTS, everything
 from tests.support.metadirs import make_metadata_directory
-from tests.support.tools import need_root
+from tests.support.repositories import FQRN, ingest, make_repository
+from tests.support.tars import END, member
+from tests.support.tools import need_fuse, need_root
 
 from mica import linux
 from mica.errors import UserError
@@ -30,6 +33,8 @@ from mica.fetch.unions import let_go
 from mica.metaimage.writer import write_image
 from mica.mount.imagemount import mount_image
 from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
+from mica.publish.objectwriter import ObjectRules
+from mica.repo.chunking import ChunkRule
 from mica.repo.localname import LocalName
 
 pytestmark = pytest.mark.system
@@ -127,6 +132,26 @@ def test_a_mounted_image_stays(cache: Cache, tmp_path: Path) -> None:
     finally:
         linux.umount2(target)
     assert remover.take(item) is Taken.FREED
+
+
+def test_a_file_that_the_kernel_reads_for_a_mounted_repository_stays(cache: Cache, tmp_path: Path) -> None:
+    """By passthrough where that works, else because its server has it open."""
+    need_fuse()
+    rules = ObjectRules(chunking=ChunkRule(1 << 20, 1 << 21, 1 << 22))
+    repository = make_repository(tmp_path, rules=rules)
+    ingest(repository, member(b"file", os.urandom(300_000)) + END)
+    target = tmp_path / "mounted"
+    target.mkdir()
+    assert mica(repository.state, "mount", FQRN, target, "--cache", cache.root).code == 0
+    try:
+        with (target / "file").open("rb") as file:
+            file.read(1)
+            (item,) = [item for item in take_inventory(cache.root).items if item.name.endswith(".300000")]
+            remover = Remover(cache.root, HeldFiles(cache.root))
+            assert remover.take(item) is Taken.IN_USE
+            assert len(file.read()) == 299_999
+    finally:
+        assert mica(repository.state, "umount", target).code == 0
 
 
 def test_what_a_union_remembers_holds_its_space_until_it_is_let_go(cache: Cache, tmp_path: Path) -> None:
