@@ -142,7 +142,11 @@ class LocalStore:
         try:
             with owned_fd(fd):
                 write_all(fd, data)
-            os.rename(temporary, target)
+            os.link(temporary, target)  # unlike a rename it tells who was first
+            os.unlink(temporary)
+        except FileExistsError:
+            os.unlink(temporary)
+            return False
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
