@@ -33,7 +33,7 @@ def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
 def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Put data under a name so that a reader sees the old content or the new one, also after a crash if durable."""
     with replacing_file(path, mode=mode, durable=durable) as file:
-        file.write(data)
+        write_all(file.fileno(), data)
 
 
 @contextlib.contextmanager
