@@ -5,7 +5,7 @@
     <root>/data/txn/                  unfinished objects where the file system has no O_TMPFILE
 
 An object is written to a nameless file and linked to its name, so a killed publisher leaves nothing behind; where that
-is not possible it is written below `txn/` and renamed, and `clear_unfinished` removes what was left.
+is not possible it is written below `txn/` and linked from there, and `clear_unfinished` removes what was left.
 """
 
 import contextlib
@@ -113,7 +113,7 @@ class LocalStore:
                 if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:
                     raise
                 self._has_tmpfile = False
-        return self._put_renamed(target, data)
+        return self._put_named(target, data)
 
     def _put_nameless(self, target: str, data: bytes) -> bool:
         fd = os.open(f"{self._text}/data/txn", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, _OBJECT_MODE)
@@ -128,29 +128,27 @@ class LocalStore:
             os.close(fd)
         return True
 
-    def _put_renamed(self, target: str, data: bytes) -> bool:
+    def _put_named(self, target: str, data: bytes) -> bool:
         while not os.path.exists(target):
             # Whoever takes the repository's lock clears up after the dead, and takes the file of the living with it.
             with contextlib.suppress(FileNotFoundError):
-                self._rename_into(target, data)
-                return True
+                return self._link_into(target, data)
         return False
 
-    def _rename_into(self, target: str, data: bytes) -> None:
+    def _link_into(self, target: str, data: bytes) -> bool:
+        """A link and not a rename, which would not tell who was first."""
         temporary = f"{self._text}/data/txn/{os.getpid()}-{os.urandom(8).hex()}"
         fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _OBJECT_MODE)
         try:
             with owned_fd(fd):
                 write_all(fd, data)
-            os.link(temporary, target)  # unlike a rename it tells who was first
-            os.unlink(temporary)
+            os.link(temporary, target)
         except FileExistsError:
-            os.unlink(temporary)
             return False
-        except BaseException:
+        finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-            raise
+        return True
 
 
 def _make_directory(path: Path) -> None:
