@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
 def replacing_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
     """The same for what is written little by little, and may be read meanwhile: it gets its name when the block ends
     without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         fd = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "w+b") as file:

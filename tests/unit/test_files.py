@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ replace_file(pathlib.Path({str(tmp_path / "pointer")!r}), b"new")
     remove_unfinished(tmp_path)
     assert os.listdir(tmp_path) == ["pointer"]
     assert (tmp_path / "pointer").read_bytes() == b"old"
+
+
+def test_threads_that_replace_one_file_do_not_meet(tmp_path: Path) -> None:
+    """They had one temporary file for the process, and who came second found it gone."""
+    path = tmp_path / "pointer"
+    contents = [b"%d" % number * 1000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            list(pool.map(lambda content: replace_file(path, content, durable=False), contents))
+            assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["pointer"]
 
 
 def test_write_all_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,16 @@
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mica.config import NodeConfig, PortalConfig, load_config, parse_limit, parse_method
 from mica.errors import NotFoundError, UsageError, UserError
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
 from mica.node.stack import Method
+
+if TYPE_CHECKING:
+    from mica.node.kernelfacts import KernelFacts
 
 
 class Places:
@@ -69,15 +73,19 @@ class Places:
 
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""
-        from mica.node.selftest import kernel_facts
-
         try:
             chosen = self._config.method if wanted is None else parse_method(wanted)
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         if chosen is not None and not chosen.uses_images:
             return chosen
-        return kernel_facts(self.cache).choose(chosen)
+        return self.kernel_facts().choose(chosen)
+
+    def kernel_facts(self) -> "KernelFacts":
+        """Forks a child where nothing is known yet."""
+        from mica.node.kernelfacts import kernel_facts
+
+        return kernel_facts(self.cache, self._state / "kernel.json")
 
     @property
     def known(self) -> list[str]:

@@ -4,8 +4,8 @@ Two things make more chunks worth fetching. Who goes on reading where the last c
 much is fetched ahead as was read in order, so at most half of it in vain. And over a long way a round trip takes longer
 than the bytes of the neighbours: then those come along that the connection carries meanwhile.
 
-Tried on what starting R and numpy read (docs/benchmarks.md, "Pieces of large files"): reading ahead adds 0.5 % to the
-bytes; neighbours in 512 KiB, as over 40 ms, halve the round trips and add 30 %, so near nodes fetch none.
+Tried on what starting R and numpy read (docs/benchmarks.md, "Neighbours"): reading ahead adds 0.5 % to the bytes;
+neighbours in 1 MiB, as over 40 ms, more than halve the round trips and add 40 %, so near nodes fetch none.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,17 +15,18 @@ from typing import Final
 from mica.repo.entry import Chunk
 
 AHEAD_MAX_BYTES: Final = 4 << 20
-AROUND_MAX_BYTES: Final = 2 << 20
+AROUND_MAX_BYTES: Final = 1 << 20
 _AROUND_LEAST_BYTES: Final = 128 << 10
-_WAY_BYTES_PER_S: Final = 25_000_000
-"""Content that 100 Mbit/s carry, compressed to half."""
+_WORTH_BYTES_PER_S: Final = 100_000_000
+"""Content worth a second of waiting. For 2 to 40 ms at 100 Mbit/s this gives about the best window, at 10 Mbit/s one
+that costs no more than it saves."""
 _FOLLOWING: Final = 2
 """Programs touch two chunks one after the other by chance, three rarely."""
 
 
 def around_bytes(latency_s: float) -> int:
-    """The bytes, a power of two, that are on their way during a round trip; 0 for too few to matter."""
-    size = min(int(latency_s * _WAY_BYTES_PER_S), AROUND_MAX_BYTES)
+    """The size of the window, a power of two; 0 if a round trip is not worth any."""
+    size = min(int(latency_s * _WORTH_BYTES_PER_S), AROUND_MAX_BYTES)
     return 1 << size.bit_length() - 1 if size >= _AROUND_LEAST_BYTES else 0
 
 

@@ -55,16 +55,18 @@ def service_of(
         from mica.fetch.cache import Cache
         from mica.fetch.location import open_repository
         from mica.node.completion import Completion
+        from mica.node.imagecheck import open_checkers
         from mica.node.preparing import Preparation
         from mica.node.service import Service, Supply
 
         with contextlib.ExitStack() as stack:
+            check = stack.enter_context(open_checkers())
             cache = stack.enter_context(Cache(settings.cache))
             clients = [stack.enter_context(open_repository(place, settings.cache)) for place in settings.locations]
             supply = Supply(cache, clients)
             rate = settings.complete_bytes_per_s
             completion = Completion(cache, supply.answer, lambda: supply.last_asked, rate) if rate else None
-            preparation = Preparation(cache, clients, settings.directory, settings.method, completion)
+            preparation = Preparation(cache, clients, settings.directory, settings.method, completion, check)
             if first is not None:
                 threading.Thread(target=_begin, args=(preparation, first), name="first", daemon=True).start()
             with contextlib.suppress(Stopped):

@@ -83,6 +83,9 @@ def plugin_config() -> dict[str, Any]:
         "interface": {"types": ["docker.graphdriver/1.0"], "socket": SOCKET},
         # Repositories are asked for as the host would.
         "network": {"type": "host"},
+        # Whether an interrupted caller is about to end is asked of /proc (`mount/callers.py`): the kernel tells no pid
+        # of another namespace, and every signal of a Go program would be an I/O error.
+        "pidhost": True,
         "linux": {
             # To mount; to write attributes of the kind trusted.*; to open what a container made unreadable.
             "capabilities": ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH"],
