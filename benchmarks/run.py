@@ -2,7 +2,16 @@
 
 import argparse
 
-from benchmarks import coldstart, dataplane, ingest, metaimage, mount, node  # noqa: F401 - they register their rows
+from benchmarks import (  # noqa: F401 - they register their rows
+    coldstart,
+    convert,
+    dataplane,
+    docker,
+    ingest,
+    metaimage,
+    mount,
+    node,
+)
 from benchmarks.harness import report, run_rows
 
 

@@ -12,6 +12,7 @@ PATH="$PATH:/usr/sbin:/sbin:$PWD/$unpacked/usr/bin:$PWD/$unpacked/usr/sbin"
 is_there() {
     case $1 in
         python:*) "${PYTHON:-python3}" -c "import ${1#python:}" 2>/dev/null ;;
+        lib:*) ls "$unpacked"/usr/lib/*/"${1#lib:}" >/dev/null 2>&1 || ldconfig -p | grep -q "${1#lib:} " ;;
         *) command -v "$1" >/dev/null ;;
     esac
 }

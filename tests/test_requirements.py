@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALWAYS_THERE = {("tar", "tar")}
-NOT_BY_NEED = {("python:ensurepip", "python3-venv")}
+ALWAYS_THERE = {("tar", "tar"), ("cp", "coreutils"), ("setpriv", "util-linux"), ("unshare", "util-linux")}
+NOT_BY_NEED = {("python:ensurepip", "python3-venv"), ("lib:libsubid.so.4", "libsubid4")}
 
 
 def listed() -> set[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Writes `docs/man/mica-*.1.md` from the commands themselves; with `--check` it compares only."""
+"""Writes `docs/man/*.1.md` from the commands themselves; with `--check` it compares only."""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 import typer.main
 
+from mica.cli.docker2cvmfs import app as docker2cvmfs
 from mica.cli.main import app
 
 HERE = Path(__file__).parent
@@ -72,9 +73,11 @@ def _text(text: str | None) -> str:
 
 def main() -> int:
     """Write or compare the pages; 1 if a page is not as the command says."""
+    trees = (("mica", app), ("docker2cvmfs", docker2cvmfs))
     pages = {
         f"{name.replace(' ', '-')}.1.md": page(name, command)
-        for name, command in commands(typer.main.get_command(app), "mica")
+        for program, tree in trees
+        for name, command in commands(typer.main.get_command(tree), program)
     }
     stale = {path.name for path in HERE.glob("*.1.md")} - pages.keys()
     different = {

@@ -4,11 +4,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mica.errors import TemporaryError, UserError
+
+_LOCK_POLL_S = 0.05
 
 
 @contextlib.contextmanager
@@ -36,7 +40,7 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
 def replacing_file(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[BinaryIO]:
     """The same for what is written little by little, and may be read meanwhile: it gets its name when the block ends
     without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         fd = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "w+b") as file:
@@ -70,23 +74,59 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive lock for the block. Raises TemporaryError at once if another process holds it."""
+def locked(path: Path, *, what: str, wait_s: float = 0.0, transient: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock for the block; of threads of one process, too, only one does.
+
+    Raises TemporaryError if somebody else holds it for longer than `wait_s`. A `transient` file goes with the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with owned_fd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
+    with owned_fd(_lock(path, what=what, deadline_s=time.monotonic() + wait_s)):
+        try:
+            yield
+        finally:
+            if transient:
+                path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, *, what: str, deadline_s: float) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(fd, path):
+                return fd
         except BlockingIOError as error:
-            raise TemporaryError(f"{what} is in use by another process.", hint="Try again when it is done.") from error
-        yield
+            if time.monotonic() >= deadline_s:
+                os.close(fd)
+                raise TemporaryError(
+                    f"{what} is in use by another process.", hint="Try again when it is done."
+                ) from error
+            time.sleep(_LOCK_POLL_S)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_still(fd: int, path: Path) -> bool:
+    """Whether the locked file has its name: one who held it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
-def locked_in_turn(directory: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a directory for the block, after all who came before. Raises OSError."""
+def locked_in_turn(directory: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on a directory for the block, after all who came before; without `wait` only if nobody has
+    it, which the value says. Raises OSError."""
     with owned_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @contextlib.contextmanager

@@ -53,6 +53,10 @@ OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 AT_RECURSIVE: Final = 0x8000
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
 
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
@@ -85,7 +89,7 @@ TMPFS_MAGIC: Final = 0x01021994
 XFS_SUPER_MAGIC: Final = 0x58465342
 
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_FSPICK = 428, 429, 430, 431, 432, 433
-_NR_MOUNT_SETATTR, _NR_CACHESTAT = 442, 451
+_NR_OPENAT2, _NR_MOUNT_SETATTR, _NR_CACHESTAT = 437, 442, 451
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Keeps the interpreter lock while it calls: for two calls between which nothing may come.
@@ -101,6 +105,12 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2), version 0."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def mount(source: AnyPath, target: AnyPath, fstype: str = "", *, flags: int = 0, data: str | bytes = "") -> None:
@@ -226,6 +236,13 @@ def fspick(fd: int) -> int:
 
 def fsconfig_reconfigure(context: int) -> None:
     _fsconfig(context, FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+
+
+def openat2(dir_fd: int, path: AnyPath, flags: int, *, resolve: int) -> int:
+    """Open a path as seen from a directory, with the kernel's guarantees about the way there (RESOLVE_*)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    arguments = (ctypes.c_int(dir_fd), os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
+    return _syscall(_NR_OPENAT2, "openat2", *arguments, path=path)
 
 
 def unshare(flags: int) -> None:

@@ -327,7 +327,7 @@ class AccessContract:
                     offset, size = source.randrange(len(content)), source.choice((1, 100, 4096, 70_000, 300_000))
                     assert os.pread(file.fileno(), size, offset) == content[offset : offset + size]
 
-        together = threading.Barrier(READERS)
+        together = threading.Barrier(READERS, timeout=60)
         with path.open(suite_image, tmp_path / "mount", cache=tmp_path / "cache", writable=False) as root:
             with ThreadPoolExecutor(READERS) as pool:
                 list(pool.map(read, range(READERS)))
@@ -336,7 +336,7 @@ class AccessContract:
     def test_many_readers_of_the_same_new_files(self, supplies: Supplies) -> None:
         files = [supplies.file() for _ in range(10)] + [supplies.chunked() for _ in range(3)]
         contents = [supplies.content(path) for path in files]
-        together = threading.Barrier(READERS)
+        together = threading.Barrier(READERS, timeout=60)
 
         def read(_: int) -> list[bytes]:
             together.wait()

@@ -1,11 +1,15 @@
 """Real registry, real pusher: what skopeo pushes is what we pull, byte for byte."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.certificates import write_certificate
 from tests.support.registry import real_registry
 from tests.support.tools import need
 from tests.unit.oci.samples import make_sample, make_tar, read_all, write_layout
@@ -13,9 +17,12 @@ from tests.unit.oci.samples import make_sample, make_tar, read_all, write_layout
 from mica.errors import UserError
 from mica.oci import mediatypes
 from mica.oci.auth import Credential
+from mica.oci.endpoints import parse_certificate_directory
 from mica.oci.layoutwriter import LayoutWriter, open_layout_archive_writer
+from mica.oci.push import RegistryWriter, copy_image
 from mica.oci.reference import Reference
-from mica.oci.registry import RegistryOptions, open_registry
+from mica.oci.registry import open_registry
+from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions, open_image
 
 pytestmark = pytest.mark.engines
@@ -109,3 +116,41 @@ def test_umoci_unpacks_the_layouts_that_we_write(tmp_path: Path) -> None:
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "bundle" / "rootfs" / "etc" / "name").read_bytes() == b"first"
+
+
+def tls_options(certificate: Path) -> RegistryOptions:
+    """A registry whose own CA stands in a directory of certificates, and a user of it."""
+    directory = certificate.parent / "certs"
+    directory.mkdir(exist_ok=True)
+    (directory / "ca.crt").write_bytes(certificate.read_bytes())
+    config = parse_certificate_directory(["ca.crt"], directory=directory)
+    return RegistryOptions(find_credential=lambda _: Credential("user", "s3cret"), find_hosts=lambda _: config)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 64 << 20], ids=["chunks", "one request"])
+def test_push_with_tls_and_password_and_pull_back(tmp_path: Path, chunk_bytes: int) -> None:
+    sample = make_sample([make_tar({"big": os.urandom(3_000_000)}), make_tar({"small": b"x"})])
+    layout = write_layout(tmp_path / "layout", sample)
+    certificate = write_certificate(tmp_path / "server.pem")
+    with real_registry(tmp_path, users={"user": "s3cret"}, certificate=certificate) as host:
+        options = tls_options(certificate)
+        with open_registry(options) as client, open_image(f"oci:{layout}") as image:
+            target = Reference.parse(f"{host}/team/image:v1")
+            writer = RegistryWriter(client, target, chunk_bytes=chunk_bytes)
+            for layer in sample.layers:
+                blob = sample.blobs[layer.digest]
+                assert writer.copy_blob(layer, lambda blob=blob: contextlib.closing(io.BytesIO(blob)))  # type: ignore[misc]
+            assert copy_image(image, client, target).digest == sample.manifest.digest
+            # What is in one repository of the registry is mounted into another one.
+            other = RegistryWriter(client, Reference.parse(f"{host}/team/other:v1"))
+            assert not other.has_blob(sample.layers[0])
+            assert not other.copy_blob(sample.layers[0], no_stream, mount_from="team/image")
+        assert pulled(f"docker://{host}/team/image:v1", SourceOptions(registry=options))[2] == sample.tars
+        told = skopeo("inspect", "--tls-verify=false", "--creds", "user:s3cret", f"docker://{host}/team/image:v1")
+    assert json.loads(told)["Digest"] == sample.manifest.digest
+
+
+@contextlib.contextmanager
+def no_stream() -> Iterator[io.BytesIO]:
+    """For blobs that must not be sent; opening costs nothing."""
+    yield io.BytesIO()

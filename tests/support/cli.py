@@ -23,8 +23,26 @@ class Outcome(NamedTuple):
         return lines[0].removeprefix("mica: ")
 
 
-def mica(state: Path, *arguments: str | Path, stdin: bytes = b"", timeout_s: float = 60) -> Outcome:
-    environment = {**os.environ, "MICA_STATE": str(state)}
-    command = [sys.executable, "-m", "mica", *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=timeout_s, check=False)
+def mica(
+    state: Path,
+    *arguments: str | Path,
+    stdin: bytes = b"",
+    timeout_s: float = 60,
+    module: str = "mica",
+    **environment: str,
+) -> Outcome:
+    """`module` instead of the command `mica`; `environment` beside ours."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, "MICA_STATE": str(state), **environment},
+        timeout=timeout_s,
+        check=False,
+    )
     return Outcome(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+def docker2cvmfs(state: Path, *arguments: str | Path, **environment: str) -> Outcome:
+    return mica(state, *arguments, module="mica.cli.docker2cvmfs", **environment)

@@ -3,27 +3,18 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.repositories import Repository, opened_client
 from tests.unit.oci.samples import make_sample, write_layout
 
 from mica.fetch.client import RepositoryClient
-from mica.oci.image import LayerSource
 from mica.oci.reference import Reference
 from mica.oci.source import open_image
 from mica.repo.catalog import NestedCatalog
-from mica.thin.convert import Conversion, convert, describe
+from mica.thin.convert import Conversion, SilentObserver, WantedImage, convert, describe
 from mica.thin.record import ImageRecord
-
-
-class Unobserved:
-    """Nobody looks at the progress."""
-
-    @contextlib.contextmanager
-    def layer(self, number: int, count: int, layer: LayerSource) -> Iterator[Callable[[int], None]]:
-        yield lambda size: None
 
 
 def publish_layers(repository: Repository, *tars: bytes) -> Conversion:
@@ -36,7 +27,7 @@ def publish_layers(repository: Repository, *tars: bytes) -> Conversion:
         descriptor = describe(image, repository.fqrn, "a/b:1")
         config = json.loads(json.dumps(image.config.document()))
         record = ImageRecord(Reference.parse("a/b:1"), image.manifest_digest, {}, config, descriptor)
-        return convert(image, manager, record=record, observer=Unobserved())
+        return convert([WantedImage(image, record)], manager, observer=SilentObserver())
 
 
 @contextlib.contextmanager

@@ -154,12 +154,19 @@ class ExternalTrees:
                 yield target
 
 
+_NO_SET_ACL: Final = (
+    "Overlayfs asks for set_acl of the file's own file system before it copies up (ovl_set_acl); EROFS has none: an "
+    "access list can be set only once the file has been copied up for another reason."
+)
+IMAGE_DEVIATIONS: Final = (Deviation(r"\bsetacl |^removexattr acl ", "everything", _NO_SET_ACL),)
+
+
 @dataclass(frozen=True, slots=True)
 class MetadataImages:
     """Metadata images, with content from data-only layers or from the object filesystem: what a node does."""
 
     method: Method
-    traits: Traits = Traits(METACOPY, is_lazy=True)
+    traits: Traits = Traits(METACOPY, is_lazy=True, deviations=IMAGE_DEVIATIONS)
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,13 @@ class Published:
 
 def publish(work: Path, *layers: Mapping[str, bytes | str]) -> Publication:
     """Layers of files, bottom first, converted."""
+    return publish_tars(work, [make_tar(files) for files in layers])
+
+
+def publish_tars(work: Path, layers: list[bytes]) -> Publication:
+    """Layers, bottom first, converted."""
     state, storage = work / "state", work / "www" / FQRN
-    layout = write_layout(work / "image", make_sample([make_tar(files) for files in layers]))
+    layout = write_layout(work / "image", make_sample(layers))
     for command in (
         ("repo", "create", FQRN, "--storage", storage),
         ("convert", f"oci:{layout}", FQRN, "--tag", "test/image:1", "-o", f"oci:{work / 'thin'}:1"),
@@ -101,13 +107,19 @@ class RunningNode:
         return self._process.pid
 
     def servers(self) -> dict[str, int]:
-        """Process ids of the service and the session."""
+        """Process ids of the service, the session, and the driver if there is one. Waits for one that is starting."""
         with open_node(self.directory / "service.sock") as node:
             service = int(node.ask("status")["pid"])
-        children = _children(self.supervisor)
-        holder = [pid for pid in children if b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        (session,) = children - {service} - set(holder)
-        return {"service": service, "session": session}
+        deadline = time.monotonic() + 20
+        while True:
+            children = _children(self.supervisor) - {service}
+            drivers = {pid for pid in children if _listens_to_streams(pid)}
+            found = children - drivers - set(filter(_is_holder, children))
+            if len(found) == 1:
+                (session,) = found
+                return {"service": service, "session": session, **dict(zip(["driver"], drivers, strict=False))}
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """All of it but the holder, as a crash would."""
@@ -158,6 +170,21 @@ def running_node(work: Path, image: Published, settings: str = "") -> Iterator[R
         yield node
     finally:
         node.stop()
+
+
+def _is_holder(pid: int) -> bool:
+    return b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _listens_to_streams(pid: int) -> bool:
+    """What an engine's driver does, and no other server of a node (proc_net(5): flags, type)."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    inodes = {f"socket:[{fields[6]}]" for fields in lines if (fields[3], fields[4]) == ("00010000", "0001")}
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(entry))
+    return bool(inodes & found)
 
 
 def _children(parent: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from tests.support.tools import need
 
@@ -25,13 +26,15 @@ _START_DEADLINE_S = 20
 
 @dataclass
 class Reply:
-    """One scripted answer. `cut_after` hangs up after so many bytes of the body; `length` lies about its length."""
+    """One scripted answer. `cut_after` hangs up after so many bytes of the body; `length` lies about its length;
+    `is_lost` hangs up instead of answering."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     cut_after: int | None = None
     length: int | None = None
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class ScriptedRegistry:
     """Serves `manifests` and `blobs` like a registry, except where `script` says otherwise.
 
     `script` maps a path (or its end) to answers given once each, in order; None in the list is the ordinary answer.
-    `password` asks for Basic, `token` for Bearer, whose realm is this server (or `realm`).
+    `password` asks for Basic, `token` for Bearer, whose realm is this server (or `realm`); a token is good for
+    `token_uses` requests. Every `drop_every`-th request is dropped: a blob half-way, all else without an answer.
     """
 
     def __init__(self) -> None:
@@ -63,6 +67,10 @@ class ScriptedRegistry:
         self.needs_token = False
         self.realm = ""
         self.knows_ranges = True
+        self.token_uses = 1 << 30
+        self.drop_every = 0
+        self.uploads: dict[str, bytearray] = {}
+        self.used: dict[str, int] = {}
         self.lock = threading.Lock()
         self.host = ""
 
@@ -86,7 +94,11 @@ class ScriptedRegistry:
                     if reply is not None:
                         return reply
                     break
-        return self._ordinary(request)
+            is_dropped = self.drop_every > 0 and len(self.requests) % self.drop_every == 0
+        if is_dropped and "/blobs/sha" not in request.path:
+            return Reply(is_lost=True)
+        reply = self._ordinary(request)
+        return dataclasses.replace(reply, cut_after=len(reply.body) // 2) if is_dropped else reply
 
     def _ordinary(self, request: Request) -> Reply:
         path = urlsplit(request.path).path
@@ -95,6 +107,8 @@ class ScriptedRegistry:
         if not self._is_allowed(request):
             scheme = f'Bearer realm="{self.realm or f"http://{self.host}/token"}",service="test"'
             return Reply(401, {"WWW-Authenticate": scheme if self.needs_token else 'Basic realm="test"'})
+        if request.method in {"POST", "PUT", "PATCH"} or "/blobs/uploads/" in path:
+            return self._write(request, path)
         match = re.fullmatch(r"/v2/(.+)/(manifests|blobs|tags)/(.+)", path)
         if match is None:
             return Reply(200 if path == "/v2/" else 404)
@@ -123,10 +137,39 @@ class ScriptedRegistry:
         headers = {"Link": '</x>; rel="next"'} if start + 2 < len(self.tags) else {}
         return Reply(headers=headers, body=json.dumps({"name": "x", "tags": page}).encode())
 
+    def _write(self, request: Request, path: str) -> Reply:
+        query = parse_qs(urlsplit(request.path).query)
+        name = path.rpartition("/")[2]
+        if "/manifests/" in path:
+            self.add_manifest(name, request.headers["content-type"], request.body)
+            return Reply(201)
+        if request.method == "POST" and query.get("mount", [""])[0] in self.blobs:
+            return Reply(201)
+        if request.method == "POST":
+            name = f"upload-{len(self.uploads)}"
+            self.uploads[name] = bytearray()
+            return Reply(202, {"Location": f"{path}{name}?state=1"})
+        data = self.uploads.get(name)
+        if data is None:
+            return Reply(404)
+        if request.method == "PATCH" and request.headers["content-range"].partition("-")[0] != str(len(data)):
+            return Reply(416)
+        data += request.body
+        if request.method == "PUT":
+            digest = query["digest"][0]
+            if _digest(bytes(data)) != digest:
+                return Reply(400)
+            self.blobs[digest] = bytes(data)
+            return Reply(201)
+        status = 204 if request.method == "GET" else 202
+        return Reply(status, {"Location": f"{path}?state=2", "Range": f"0-{max(0, len(data) - 1)}"})
+
     def _is_allowed(self, request: Request) -> bool:
         sent = request.headers.get("authorization", "")
         if self.needs_token:
-            return sent.removeprefix("Bearer ") in self.valid_tokens
+            token = sent.removeprefix("Bearer ")
+            self.used[token] = self.used.get(token, 0) + 1
+            return token in self.valid_tokens and self.used[token] <= self.token_uses
         return self.password is None or sent == _basic(self.password)
 
     def _token(self, request: Request) -> Reply:
@@ -166,17 +209,21 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply = self.server.registry.answer(Request(self.command, self.path, headers, self.rfile.read(length)))
+        if reply.is_lost:
+            self.close_connection = True
+            return
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
         if "Transfer-Encoding" not in reply.headers:
             self.send_header("Content-Length", str(len(reply.body) if reply.length is None else reply.length))
         self.end_headers()
-        self.wfile.write(reply.body[: reply.cut_after])
+        if self.command != "HEAD":
+            self.wfile.write(reply.body[: reply.cut_after])
         if reply.cut_after is not None or reply.length is not None:
             self.close_connection = True
 
-    do_POST = do_GET  # noqa: N815 - the library's naming
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 - the library's naming
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Tests are quiet."""
@@ -218,8 +265,11 @@ def hanging_up_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def real_registry(directory: Path, *, users: Mapping[str, str] | None = None) -> Iterator[str]:
-    """HOST:PORT of Debian's docker-registry with its data in a directory; with users it asks for Basic."""
+def real_registry(
+    directory: Path, *, users: Mapping[str, str] | None = None, certificate: Path | None = None
+) -> Iterator[str]:
+    """HOST:PORT of Debian's docker-registry with its data in a directory; with users it asks for Basic, with a
+    certificate and its key in one file it speaks TLS."""
     program = need("docker-registry", "docker-registry")
     address = f"127.0.0.1:{_free_port()}"
     config: dict[str, Any] = {
@@ -228,6 +278,8 @@ def real_registry(directory: Path, *, users: Mapping[str, str] | None = None) ->
         "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
         "http": {"addr": address},
     }
+    if certificate is not None:
+        config["http"]["tls"] = {"certificate": str(certificate), "key": str(certificate)}
     if users:
         (directory / "htpasswd").write_text("".join(_htpasswd_line(name, word) for name, word in users.items()))
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}

@@ -2,28 +2,26 @@
 
 import contextlib
 import errno
-import io
 import os
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.support.memoryfetcher import MemoryFetcher
 from tests.support.metadirs import make_metadata_directory
 from tests.support.tools import need_fuse
 
 from mica import linux
 from mica.digest import Algorithm, Suffix
-from mica.errors import TemporaryError
 from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
-from mica.fetch.download import Consumer, Result
 from mica.fetch.parts import keep_list
 from mica.mount import fuse_abi
 from mica.mount.fuse_session import FuseSession, mount_fuse
@@ -32,29 +30,10 @@ from mica.node.counts import Counts, SharedCounts, read_counts
 from mica.node.messages import Question
 from mica.node.objectfs import ERROR_DIRECTORY, ObjectFileSystem, prime
 from mica.node.service import Supply
-from mica.repo.entry import Chunk
-from mica.repo.localname import LocalName, chunked_name, format_chunk_list
+from mica.repo.localname import LocalName, format_chunk_list
 from mica.repo.objects import Compression, pack
 
 pytestmark = pytest.mark.system
-
-
-class MemoryFetcher:
-    """Objects by path. `before` runs ahead of every answer."""
-
-    where = "memory"
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.before: Callable[[str], None] = lambda path: None
-
-    def fetch(self, path: str, consume: Consumer[Result], *, fresh: bool = False) -> Result:
-        self.asked.append(path)
-        self.before(path)
-        if path not in self.objects:
-            raise TemporaryError(f"{path} is not in memory.")
-        return consume(io.BytesIO(self.objects[path]))
 
 
 class PoolSupplier:
@@ -91,18 +70,10 @@ class Node:
         return read_counts(self.work / "counts")
 
     def publish(self, content: bytes) -> LocalName:
-        packed = pack(content, Algorithm.SHA1, Compression.ZLIB)
-        self.fetcher.objects[packed.digest.object_path(Suffix.FILE)] = packed.stored
-        return LocalName(packed.digest, Compression.ZLIB, len(content))
+        return self.fetcher.publish(content)
 
     def publish_in_chunks(self, content: bytes, size: int) -> LocalName:
-        chunks = []
-        for offset in range(0, len(content), size):
-            piece = content[offset : offset + size]
-            packed = pack(piece, Algorithm.SHA1, Compression.ZLIB)
-            self.fetcher.objects[packed.digest.object_path(Suffix.CHUNK)] = packed.stored
-            chunks.append(Chunk(offset, len(piece), packed.digest))
-        name = chunked_name(chunks, Compression.ZLIB)
+        name, chunks = self.fetcher.publish_in_chunks(content, size)
         keep_list(self.cache, name.digest, format_chunk_list(chunks))
         return name
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mica.config import NodeConfig, load_config
+from mica.config import NodeConfig, PortalConfig, load_config
 from mica.errors import UserError
 from mica.fetch.location import RepositoryLocation
 
@@ -67,6 +67,13 @@ def test_configuration_that_was_asked_for_has_to_be_there(tmp_path: Path) -> Non
         load_config(tmp_path)
 
 
+def test_limits_of_the_cache(tmp_path: Path) -> None:
+    config = load(tmp_path, "[node]\nquota = '1.5T'\nkeep_free = 'none'")
+    assert (config.quota_bytes, config.keep_free_bytes) == (3 << 39, 0)
+    config = load(tmp_path, "[node]\ncache = '/x'")
+    assert (config.quota_bytes, config.keep_free_bytes) == (None, None)
+
+
 REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
 
 
@@ -82,6 +89,10 @@ REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
         ("[node]\nmethod = 'fast'", "'fast' is not a method; known are auto, kernel,"),
         ("[node]\ndeadline_s = 'x'", "'deadline_s' has to be a number from 0 to 86400"),
         ("[node]\ncomplete_mb_s = -1", "'complete_mb_s' has to be a number from 0"),
+        ("[node]\nquota = '20 GB'", "'quota': '20 GB' is not a size, such as 20G or 500M"),
+        ("[node]\nquota = '0'", "'quota': '0' is no limit; 'none' takes one away"),
+        ("[node]\nquota = ''", "'quota': '' is not a size"),
+        ("[node]\nkeep_free = 5", "'keep_free' has to be a text"),
         ("[node]\ncache = 1", "'cache' has to be a text"),
         ("[node]\nproxies = []", "'proxies' has to be a text"),
         ("[repositories]\na = 1", "'a' has to be a table"),
@@ -101,3 +112,57 @@ def test_wrong_key_is_named(tmp_path: Path, text: str | bytes, word: str) -> Non
     assert str(caught.value).startswith(f"The configuration {tmp_path / 'config.toml'} is wrong: ")
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PORTAL = '[portal]\nrepository = "a.example.org"\nallow = ["docker.io/*"]\n'
+
+
+def test_portal(tmp_path: Path) -> None:
+    assert load(tmp_path, REPOSITORY).portal is None
+    assert load(tmp_path, PORTAL).portal == PortalConfig("a.example.org", ("docker.io/*",))
+    text = (
+        PORTAL
+        + """
+        listen = "[::]:5000"
+        platforms = ["linux/amd64", "linux/arm64"]
+        certificate = "/c.pem"
+        users = "/u"
+        max_image_gib = 0.5
+        patience_s = 10
+        conversions = 4
+        [portal.upstreams]
+        here = "reg.example:5000"
+    """
+    )
+    assert load(tmp_path, text).portal == PortalConfig(
+        "a.example.org",
+        ("docker.io/*",),
+        "[::]:5000",
+        ("linux/amd64", "linux/arm64"),
+        Path("/c.pem"),
+        users=Path("/u"),
+        max_image_gib=0.5,
+        patience_s=10.0,
+        conversions=4,
+        upstreams={"here": "reg.example:5000"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[portal]", "'repository' is missing in [portal]"),
+        ('[portal]\nrepository = "a.b"', "'allow' in [portal] has to be a list"),
+        (f"{PORTAL}colour = 1", "unknown key 'colour' in [portal]"),
+        (f"{PORTAL}conversions = 0", "'conversions' has to be a number from 1 to 64"),
+        (f"{PORTAL}conversions = true", "'conversions'"),
+        (f"{PORTAL}max_image_gib = -1", "'max_image_gib' has to be a number above 0"),
+        (f"{PORTAL}recheck_s = 'x'", "'recheck_s'"),
+        (f"{PORTAL}users = 3", "'users' has to be a text"),
+        (f"{PORTAL}[portal.upstreams]\na = 3", "'a' has to be a text"),
+    ],
+)
+def test_wrong_portal_is_named(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    assert word in str(caught.value)

@@ -5,6 +5,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,17 @@ replace_file(pathlib.Path({str(tmp_path / "pointer")!r}), b"new")
     assert (tmp_path / "pointer").read_bytes() == b"old"
 
 
+def test_threads_that_replace_one_file_do_not_meet(tmp_path: Path) -> None:
+    """They had one temporary file for the process, and who came second found it gone."""
+    path = tmp_path / "pointer"
+    contents = [b"%d" % number * 1000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            list(pool.map(lambda content: replace_file(path, content, durable=False), contents))
+            assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["pointer"]
+
+
 def test_write_all_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:3])))
@@ -144,3 +157,44 @@ def test_hints_say_what_to_do(number: int, hint: str) -> None:
     error = explained_os_error(OSError(number, os.strerror(number)), "store an object")
     assert hint in error.hint
     assert str(error).startswith("Cannot store an object: ")
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(path, what="It"):
+            held.set()
+            released.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(20)
+    with pytest.raises(TemporaryError, match="It is in use"), locked(path, what="It", wait_s=0.1):
+        pass
+    released.set()
+    with locked(path, what="It", wait_s=20):
+        pass
+    thread.join()
+
+
+def test_a_transient_lock_lets_one_in_at_a_time_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            with locked(path, what="It", wait_s=60, transient=True):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(most), set(most)) == (80, {1})
+    assert not list(tmp_path.iterdir())

@@ -34,8 +34,8 @@ def list_cache(
     from mica.cli.cachereport import CacheReport
 
     with _opened(state, config, cache) as (_, store):
-        with store.quota.evicting():
-            inventory, held_bytes = store.quota.count()
+        with store.quota.sweeper.alone():
+            inventory, held_bytes = store.quota.sweeper.count()
         CacheReport(store.root, store.quota.limits, inventory, held_bytes).show(every=every, as_json=as_json)
 
 
@@ -63,7 +63,7 @@ def prune(
     with _opened(state, config, cache, fresh_s) as (_, store):
         age_s = None if older_than is None else _age(older_than)
         to_bytes = _goal(store, to) if to is not None or age_s is None else None
-        outcome = store.quota.prune(to_bytes, age_s, rehearse=dry_run)
+        outcome = store.quota.sweeper.prune(to_bytes, age_s, rehearse=dry_run)
         taken = store.quota.account().taken - (outcome.freed_bytes if dry_run else 0)
     show_eviction(outcome, taken, dry_run=dry_run, as_json=as_json)
     if to_bytes is not None and age_s is None and taken > to_bytes:
@@ -92,8 +92,8 @@ def verify(
     from mica.cli.output import progress
 
     with _opened(state, config, cache) as (places, store):
-        with store.quota.evicting():
-            inventory, _ = store.quota.count()
+        with store.quota.sweeper.alone():
+            inventory, _ = store.quota.sweeper.count()
         result = Verification()
         with _verifier(places, store, fetch=fetch) as verifier, progress("Verify", inventory.size) as done:
             for finding in verifier.verify(inventory):
@@ -113,12 +113,12 @@ def _opened(
     """Raises NotFoundError instead of making one."""
     from mica.cli.places import Places
     from mica.fetch.cache import Cache
-    from mica.fetch.eviction import FRESH_S
+    from mica.fetch.inventory import Kind
 
     places = Places(state, config=config, cache=cache)
     if not (places.cache_path / "objects").is_dir():
         raise NotFoundError(f"There is no cache in {places.cache_path}.", hint="Name another with --cache.")
-    with Cache(places.cache, fresh_s=FRESH_S if fresh_s is None else dict.fromkeys(FRESH_S, fresh_s)) as store:
+    with Cache(places.cache, fresh_s=None if fresh_s is None else dict.fromkeys(Kind, fresh_s)) as store:
         yield places, store
 
 

@@ -132,12 +132,12 @@ class Verification:
             self.unproven.append(finding)
 
     def repair(self, store: Cache) -> None:
-        with mapped_os_errors(f"repair the cache {store.root}"), store.quota.evicting():
-            remover = store.quota.remover()
+        with mapped_os_errors(f"repair the cache {store.root}"), store.quota.sweeper.alone():
+            remover = store.quota.sweeper.remover()
             for finding in self.wrong:
                 if repair(store.root, finding, remover) is not Taken.IN_USE:
                     self.repaired.append(finding)
-            store.quota.count()
+            store.quota.sweeper.count()
 
     def show(self, *, as_json: bool) -> None:
         if as_json:

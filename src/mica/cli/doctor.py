@@ -38,10 +38,9 @@ def doctor(
     checks = [*_host(node)]
     method = None
     if all(check.works for check in checks if check.what in _NEEDED):
-        from mica.node.selftest import kernel_facts
         from mica.node.stack import Method
 
-        facts = kernel_facts(places.cache)
+        facts = places.kernel_facts()
         reasons = {kind: facts.reason_against(kind) for kind in Method if kind is not Method.EXTERNAL}
         checks += [Check(f"method {kind}", not reason, reason or _MEANING[kind]) for kind, reason in reasons.items()]
         method = places.method(None).value

@@ -1,97 +1,62 @@
-"""Images by what a user calls them: sources to convert, thin images to run, outputs to write."""
+"""Images by what a user calls them: sources to convert, thin images to run."""
 
-import contextlib
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from mica.cli.browse import Browser
-from mica.cli.places import Places
 from mica.errors import NotFoundError, UserError
 from mica.files import mapped_os_errors
 from mica.oci.image import ImageSource
-from mica.oci.layoutwriter import LayoutWriter, open_layout_archive_writer
-from mica.oci.models import ImageConfig
+from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.oci.source import open_image
-from mica.thin.descriptor import SIZE_LIMIT, ThinDescriptor, parse_descriptor
-from mica.thin.image import require_thin, write_thin_image
+from mica.thin.descriptor import SIZE_LIMIT, parse_descriptor
+from mica.thin.image import ThinImage, require_thin
 from mica.thin.layout import image_path
-from mica.thin.record import RECORD_LIMIT, ImageRecord, parse_record
+from mica.thin.record import RECORD_LIMIT, parse_record
+
+if TYPE_CHECKING:
+    from mica.cli.places import Places
 
 _SCHEMES = ("docker:", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:")
 
 
-@dataclass(frozen=True, slots=True)
-class ThinImage:
-    """A thin image found somewhere; `config` is the whole configuration document of the original."""
-
-    descriptor: ThinDescriptor
-    config: dict[str, Any]
-
-
 def open_source(source: str, platform: str | None) -> AbstractContextManager[ImageSource]:
-    return open_image(source, platform=platform) if platform else open_image(source)
+    options = None
+    if source.startswith("docker:"):  # only registries take HTTP, which is the larger half of all that is loaded
+        from mica.cli.registries import Access
+
+        options = Access().source_options()
+    return open_image(source, platform=platform or "", options=options)
 
 
-def converted_reference(tag: str | None, image: ImageSource, source: str) -> Reference:
-    """The name an image gets in the repository: the one asked for, the one it has, or one made of its file's name."""
-    if tag is not None:
-        return Reference.parse(tag)
-    if image.reference is not None:
-        return image.reference
-    raise UserError(f"{source} does not tell the name of the image.", hint="Give one with --tag REGISTRY/NAME:TAG.")
-
-
-class Output(NamedTuple):
-    """Where a thin image goes; without a tag it gets the original's."""
-
-    is_archive: bool
-    path: Path
-    tag: str
-
-
-def parse_output(text: str) -> Output:
-    """Raises UserError, so that it can be asked before anything is published."""
-    kind, _, place = text.partition(":")
-    path, tag = _split_tag(place)
-    if kind not in {"oci", "oci-archive"} or not path:
-        raise UserError(f"{text!r} is not oci:DIR[:TAG] or oci-archive:FILE[:TAG].")
-    return Output(kind == "oci-archive", Path(path), tag)
-
-
-def write_output(output: Output, record: ImageRecord, config: ImageConfig) -> str:
-    """Write the thin image; returns its manifest digest."""
-    tag = output.tag or record.reference.tag or "latest"
-    with contextlib.ExitStack() as stack:
-        writer = (
-            stack.enter_context(open_layout_archive_writer(output.path))
-            if output.is_archive
-            else LayoutWriter(output.path)
-        )
-        return write_thin_image(writer, record.descriptor, record.config, tag=tag, platform=config.platform).digest
-
-
-def find_image(name: str, places: Places, platform: str | None) -> ThinImage:
+def find_image(name: str, places: "Places", platform: str | None) -> ThinImage:
     """A thin image in a layout, archive or registry, a file `thin.json`, or a name that a known repository keeps."""
-    if name.startswith(_SCHEMES):
-        return _read_source(name, platform)
+    if (source := source_of(name)) is not None:
+        return _read_source(source, platform)
     path = Path(name)
-    if os.path.exists(path / "index.json"):  # not Path's: they raise for what cannot be a path
-        return _read_source(f"oci:{name}", platform)
     if os.path.isfile(path):
-        return ThinImage(parse_descriptor(_read_start(path), name), {})
+        return ThinImage(parse_descriptor(_read_start(path), name), {}, Platform.here())
     return _find_record(Reference.parse(name), places)
+
+
+def source_of(name: str) -> str | None:
+    """The source that a name is, or a layout's directory stands for; None for a file or a name in a repository."""
+    if name.startswith(_SCHEMES):
+        return name
+    # Not Path's: they raise for what cannot be a path.
+    return f"oci:{name}" if os.path.exists(Path(name) / "index.json") else None
 
 
 def _read_source(source: str, platform: str | None) -> ThinImage:
     with open_source(source, platform) as image:
-        return ThinImage(require_thin(image), image.config.document())
+        return ThinImage(require_thin(image), image.config.document(), image.config.platform)
 
 
-def _find_record(reference: Reference, places: Places) -> ThinImage:
+def _find_record(reference: Reference, places: "Places") -> ThinImage:
+    from mica.cli.browse import Browser
+
     path = image_path(reference)
     known = places.known
     for fqrn in known:
@@ -103,7 +68,7 @@ def _find_record(reference: Reference, places: Places) -> ThinImage:
             if not isinstance(facts["size"], int) or facts["size"] > RECORD_LIMIT:
                 raise UserError(f"The record of {reference} in {fqrn} is larger than a record can be.")
             record = parse_record(b"".join(browser.read(path)), f"{path.decode()} in {fqrn}")
-            return ThinImage(record.descriptor, record.config)
+            return ThinImage(record.descriptor, record.config, record.platform)
     where = f"in {', '.join(known)}" if known else "and no repository is known here"
     raise NotFoundError(
         f"There is no image {reference} {where}.",
@@ -115,8 +80,3 @@ def _read_start(path: Path) -> bytes:
     """As much as shows that a descriptor is too large."""
     with mapped_os_errors(f"read {path}"), path.open("rb") as file:
         return file.read(SIZE_LIMIT + 1)
-
-
-def _split_tag(place: str) -> tuple[str, str]:
-    path, colon, tag = place.rpartition(":")
-    return (path, tag) if colon and "/" not in tag and path else (place, "")

@@ -6,19 +6,19 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mica.cli.places import Places
 from mica.errors import NotFoundError, TemporaryError, UserError
-from mica.fetch.location import RepositoryLocation, open_repository
 from mica.files import mapped_os_errors
-from mica.mount.repomount import mounted, wait_for_end
-from mica.mount.serverprocess import ServerProcess, Stopped, open_server_process
 from mica.node.client import open_node
 from mica.node.directory import NodeDirectory
-from mica.node.privatenode import private_layers
 from mica.node.stack import LayerStack, Method
 from mica.thin.descriptor import ThinDescriptor, ThinLayer, format_descriptor
+
+if TYPE_CHECKING:
+    from mica.cli.places import Places
+    from mica.fetch.location import RepositoryLocation
+    from mica.mount.serverprocess import ServerProcess
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def open_node_layers(directory: Path, descriptor: ThinDescriptor, *, wanted: boo
 
 @contextlib.contextmanager
 def mounted_layers(
-    descriptor: ThinDescriptor, places: Places, directory: Path, method: Method, figures: dict[str, Any]
+    descriptor: ThinDescriptor, places: "Places", directory: Path, method: Method, figures: dict[str, Any]
 ) -> Iterator[LayerStack]:
     """The layers for the block, served by children of ours. Call it in a private mount namespace: the directory is
     shared by all runs.
@@ -64,6 +64,8 @@ def mounted_layers(
                 ]
                 yield LayerStack(_trees(descriptor, directory))
             else:
+                from mica.node.privatenode import private_layers
+
                 locations = [places.locate(fqrn) for fqrn in sorted(descriptor.repositories)]
                 yield stack.enter_context(
                     private_layers(descriptor, locations, places.cache, directory, method, servers)
@@ -75,7 +77,9 @@ def mounted_layers(
 
 
 @contextlib.contextmanager
-def _mounted_repository(places: Places, fqrn: str, target: Path) -> Iterator[ServerProcess]:
+def _mounted_repository(places: "Places", fqrn: str, target: Path) -> Iterator["ServerProcess"]:
+    from mica.mount.serverprocess import open_server_process
+
     with mapped_os_errors(f"make the mount directory {target}"):
         target.mkdir(parents=True, exist_ok=True)
     with open_server_process(_server(places.locate(fqrn), places.cache, target)) as server:
@@ -101,8 +105,14 @@ def _tree(root: Path, layer: ThinLayer) -> Path:
     return tree
 
 
-def _server(location: RepositoryLocation, cache: Path, target: Path) -> Callable[[Callable[[], None]], dict[str, int]]:
+def _server(
+    location: "RepositoryLocation", cache: Path, target: Path
+) -> Callable[[Callable[[], None]], dict[str, int]]:
     def serve(ready: Callable[[], None]) -> dict[str, int]:
+        from mica.fetch.location import open_repository
+        from mica.mount.repomount import mounted, wait_for_end
+        from mica.mount.serverprocess import Stopped
+
         with open_repository(location, cache) as client:
             with contextlib.suppress(Stopped), mounted(client, target, follow=False, variables=os.environ) as session:
                 ready()

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import cache, convert, doctor, mount, node, repo, run, status
+from mica.cli import cache, convert, doctor, mount, node, plugin, portal, push, repo, run, status, sync
 from mica.cli.output import show_error
 from mica.errors import MicaError
 
@@ -27,10 +27,13 @@ app = typer.Typer(
 )
 app.add_typer(repo.app, name="repo")
 app.add_typer(cache.app, name="cache")
+app.add_typer(plugin.app, name="plugin")
 app.command("convert", epilog="Example: mica convert docker://debian:12 images.example.org -o oci:thin:debian")(
     convert.convert
 )
 app.command("inspect", epilog="Example: mica inspect oci:thin:debian")(convert.inspect)
+app.command("push", epilog="Example: mica push oci:thin:debian registry.example.org/thin/debian:12")(push.push)
+app.command("sync", epilog="Example: mica sync --loop --interval 600 recipe.yaml")(sync.sync)
 app.command("mount", epilog="Example: mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org")(
     mount.mount
 )
@@ -43,6 +46,7 @@ app.command(
 )(run.run)
 
 
+app.command("portal", epilog="Example: mica portal --config /etc/mica/config.toml")(portal.portal)
 app.command("node", epilog="Example: mica node --config /etc/mica/config.toml")(node.node)
 app.command("doctor", epilog="Example: mica doctor --json")(doctor.doctor)
 
@@ -76,10 +80,10 @@ def main() -> None:
     sys.exit(run_app(sys.argv[1:]))
 
 
-def run_app(arguments: list[str]) -> int:
+def run_app(arguments: list[str], commands: typer.Typer = app) -> int:
     """Run one command and return its exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        result = commands(arguments, standalone_mode=False)
     except MicaError as error:
         show_error(error)
         return error.exit_code

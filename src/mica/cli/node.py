@@ -22,6 +22,10 @@ def node(
     quota: QuotaOption = None,
     method: MethodOption = None,
     directory: NodeOption = NODE_DIRECTORY,
+    docker_socket: Annotated[
+        Path | None,
+        typer.Option(help="Be a Docker Engine's graph driver at this socket; default: what the configuration says."),
+    ] = None,
     stop: Annotated[bool, typer.Option("--stop", help="End the node for good, with its mounts.")] = False,
 ) -> None:
     """Serve the layers of images to whoever mounts them on this host: the repositories of the configuration.
@@ -30,6 +34,8 @@ def node(
     for the next `mica node`.
     """
     from mica.cli.places import Places
+    from mica.drivers.graphdriver.driver import DriverSettings
+    from mica.drivers.graphdriver.server import graph_driver_of
     from mica.node.directory import NodeDirectory
     from mica.node.servers import NodeSettings
     from mica.node.stack import Method
@@ -56,4 +62,12 @@ def node(
         NodeDirectory(directory.absolute()), places.cache, locations, Method(chosen), places.config.deadline_s,
         int(places.config.complete_mb_s * 1e6),
     )  # fmt: skip
-    run_node(settings, lambda: typer.echo(f"ready {settings.directory.service}"), ServiceManager(os.environ))
+    others = []
+    docker_socket = docker_socket or places.config.docker_socket
+    if docker_socket is not None:
+        driver = DriverSettings(
+            settings.directory.service, frozenset(known), places.cache, (places.drivers / "docker.json").absolute()
+        )
+        others.append(graph_driver_of(driver, docker_socket))
+    ready = lambda: typer.echo(f"ready {settings.directory.service}")  # noqa: E731
+    run_node(settings, ready, ServiceManager(os.environ), others)

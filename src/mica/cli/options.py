@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mica.errors import UserError
+from mica.errors import UsageError, UserError
 
 
 def default_state() -> Path:
@@ -49,12 +49,42 @@ MethodOption = Annotated[
     str | None,
     typer.Option(help="How layers are mounted: auto, kernel, loop, ordinary, repository or external (mica doctor)."),
 ]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", help="Plain HTTP and certificates that nobody vouches for, for every registry."),
+]
+AuthfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MICA_AUTHFILE", help="File of logins; default: those that docker, podman and skopeo login write."
+    ),
+]
+CertsOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="MICA_CERTS",
+        help="Directory of HOST[:PORT]/hosts.toml or HOST[:PORT]/*.crt; default: certs.d of containerd, containers, "
+        "Docker below /etc.",
+    ),
+]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", min=0, help="Seconds to wait while somebody else publishes into the repository."),
+]
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
 
 
 def mount_path(text: str) -> Path:
     """A path as it is given. The parser's own type looks at it, and a mount's server that hangs does not answer."""
     return Path(text)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT, an IPv6 address in brackets; without a host all addresses. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 0xFFFF:
+        raise UsageError(f"{text!r} is not HOST:PORT.")
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - an empty host is asked for
 
 
 def repository_path(text: str) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mica.errors import MicaError, UserError
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _NO_WIDTH = 1 << 16
 """More than a path and a link's target can have, every byte of them escaped."""
 
@@ -35,6 +36,14 @@ def print_facts(facts: dict[str, object]) -> None:
     width = max(map(len, facts), default=0)
     for name, value in facts.items():
         sys.stdout.write(f"{name:<{width}}  {printable(str(value))}\n")
+
+
+def size_text(size: int) -> str:
+    """Bytes for people: `1.5 GB`."""
+    steps = 0
+    while size >= 1000 ** (steps + 1) and steps < len(_UNITS) - 1:
+        steps += 1
+    return f"{size / 1000**steps:.1f} {_UNITS[steps]}" if steps else f"{size} B"
 
 
 def text_of(name: bytes) -> str:

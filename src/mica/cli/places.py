@@ -3,14 +3,16 @@
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mica.config import NodeConfig, load_config, parse_limit, parse_method
-from mica.errors import NotFoundError, UsageError
-from mica.fetch.cache import set_limits
+from mica.config import NodeConfig, PortalConfig, load_config, parse_limit, parse_method
+from mica.errors import NotFoundError, UsageError, UserError
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.location import RepositoryLocation
 from mica.node.stack import Method
-from mica.publish.settings import read_settings
+
+if TYPE_CHECKING:
+    from mica.node.kernelfacts import KernelFacts
 
 
 class Places:
@@ -34,13 +36,15 @@ class Places:
         self._keys = tuple(keys or ())
         self._proxies = proxies
         self._cache = cache
-        self._quota_bytes = _parse_quota(quota) if quota else self._config.quota_bytes
+        self._quota_bytes = _parse_quota(quota) if quota is not None else self._config.quota_bytes
         self.counter = TrafficCounter()
 
     @functools.cached_property
     def cache(self) -> Path:
         """The directory. With its first use here the limits that were given are in force for all who use it."""
         if (self._quota_bytes, self._config.keep_free_bytes) != (None, None):
+            from mica.fetch.cache import set_limits
+
             set_limits(self.cache_path, self._quota_bytes, self._config.keep_free_bytes)
         return self.cache_path
 
@@ -53,17 +57,35 @@ class Places:
     def config(self) -> NodeConfig:
         return self._config
 
+    @property
+    def drivers(self) -> Path:
+        """Where drivers of engines keep what they have to know after a restart."""
+        return self._state / "drivers"
+
+    @property
+    def portal(self) -> PortalConfig:
+        """Raises UserError where nothing is configured."""
+        if self._config.portal is None:
+            raise UserError(
+                "The configuration has no [portal].", hint='It needs at least: repository = "…" and allow = ["…"].'
+            )
+        return self._config.portal
+
     def method(self, wanted: str | None) -> Method:
         """How layers are mounted here. Raises UserError for a method that this host cannot do. Forks a child."""
-        from mica.node.selftest import kernel_facts
-
         try:
             chosen = self._config.method if wanted is None else parse_method(wanted)
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         if chosen is not None and not chosen.uses_images:
             return chosen
-        return kernel_facts(self.cache).choose(chosen)
+        return self.kernel_facts().choose(chosen)
+
+    def kernel_facts(self) -> "KernelFacts":
+        """Forks a child where nothing is known yet."""
+        from mica.node.kernelfacts import kernel_facts
+
+        return kernel_facts(self.cache, self._state / "kernel.json")
 
     @property
     def known(self) -> list[str]:
@@ -73,7 +95,9 @@ class Places:
 
     def locate(self, fqrn: str) -> RepositoryLocation:
         """Raises NotFoundError if nothing tells where the repository is."""
-        found = self._config.repositories.get(fqrn) or self._local(fqrn)
+        found = self._config.repositories.get(fqrn)
+        if found is None and not (self._urls and self._keys):
+            found = self._local(fqrn)
         if self._urls:
             keys = self._keys or (found.keys if found else ())
             proxies = self._proxies or (found.proxies if found else "DIRECT")
@@ -86,6 +110,8 @@ class Places:
         return RepositoryLocation(fqrn, found.urls, self._keys or found.keys, self._proxies or found.proxies)
 
     def _local(self, fqrn: str) -> RepositoryLocation | None:
+        from mica.publish.settings import read_settings
+
         try:
             settings = read_settings(self._state, fqrn)
         except NotFoundError:

@@ -16,6 +16,7 @@ from mica.cli.options import (
     QuotaOption,
     StateOption,
     UrlOption,
+    parse_address,
     repository_path,
 )
 from mica.cli.output import print_facts, print_json, print_table, progress, text_of
@@ -130,7 +131,7 @@ def serve(
     from mica.store.httpserver import RepositoryServer
 
     storages = {name: read_settings(state, name).storage for name in fqrn}
-    host, port = _address(listen)
+    host, port = parse_address(listen)
     try:
         server = RepositoryServer((host, port), storages)
     except OSError as error:
@@ -326,10 +327,3 @@ def _chunk_rule(text: str) -> "ChunkRule":
         raise typer.BadParameter(
             "three ascending numbers of KiB, such as 4096,8192,16384, and perhaps a power of two of at least 4"
         ) from error
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise typer.BadParameter(f"{text!r} is not HOST:PORT", param_hint="--listen")
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - an empty host is asked for

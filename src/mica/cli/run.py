@@ -22,10 +22,10 @@ from mica.cli.output import writable
 from mica.errors import UsageError
 
 if TYPE_CHECKING:
-    from mica.cli.images import ThinImage
     from mica.cli.places import Places
     from mica.node.stack import LayerStack, Method
     from mica.run.request import RunOptions
+    from mica.thin.image import ThinImage
 
 
 def run(

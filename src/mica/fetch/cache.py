@@ -23,18 +23,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from mica.digest import Digest
 from mica.errors import UserError
-from mica.fetch.eviction import FRESH_S
-from mica.fetch.inventory import Kind
 from mica.fetch.ledger import Limits
 from mica.fetch.quota import Quota, Reservation
 from mica.files import allocated_bytes, explained_os_error, mapped_os_errors, owned_fd, replace_file, write_all
 from mica.logs import logger
 from mica.repo.localname import LocalName
 from mica.repo.objects import Compression
+
+if TYPE_CHECKING:
+    from mica.fetch.inventory import Kind
 
 _log = logger(__name__)
 _DIRECTORIES = ("objects", "handover", "parts", "lists", "images", "unsized", "txn", "repositories")
@@ -46,9 +47,9 @@ _TOUCH_S = 5.0
 
 
 class Cache:
-    """`fresh_s`: how long what came in is safe from removal, in seconds."""
+    """`fresh_s`: how long what came in is safe from removal, in seconds, if not the standard."""
 
-    def __init__(self, root: Path, *, fresh_s: Mapping[Kind, float] = FRESH_S) -> None:
+    def __init__(self, root: Path, *, fresh_s: "Mapping[Kind, float] | None" = None) -> None:
         self.root = root
         self._text = os.fspath(root)
         with mapped_os_errors(f"use the cache directory {self._text}"):

@@ -7,12 +7,13 @@ time.
 
 import contextlib
 import datetime
+import io
 import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -22,12 +23,13 @@ from isal.igzip_lib import IsalError
 
 from mica.digest import Digest, Suffix, new_hasher
 from mica.errors import IntegrityError, MicaError, TemporaryError
-from mica.fetch.cache import Cache, NewFile
+from mica.fetch.cache import Cache
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.download import Connection, Fetcher
 from mica.fetch.parts import SEAM_BYTES, PartFile, keep_list
 from mica.fetch.quota import Reservation
-from mica.files import replace_file, write_all
+from mica.fetch.readahead import around_bytes
+from mica.files import replace_file
 from mica.flight import Flight
 from mica.repo.catalog import Catalog, NestedCatalog
 from mica.repo.entry import Chunk
@@ -46,7 +48,7 @@ _MANIFEST_LIMIT = 64 << 10
 _CATALOG_LIMIT = 4 << 30
 _OPEN_CATALOGS = 128
 _BLOCK = 256 << 10
-_CHUNKS_AT_ONCE = 8
+_CHUNKS_AT_ONCE = 16
 _IN_MEMORY_BYTES = 1 << 20
 
 
@@ -97,6 +99,7 @@ class RepositoryClient:
         self._flight: Flight[None] = Flight()
         self._catalogs: OrderedDict[Digest, Catalog] = OrderedDict()
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_CHUNKS_AT_ONCE, thread_name_prefix="chunks")
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +116,8 @@ class RepositoryClient:
         return self._cache
 
     def close(self) -> None:
+        # What was not asked for may be on its way until its server's time-out: nobody waits for it.
+        self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             catalogs, self._catalogs = list(self._catalogs.values()), OrderedDict()
         for catalog in catalogs:
@@ -186,44 +191,70 @@ class RepositoryClient:
         keep_list(self._cache, name.digest, format_chunk_list(chunks))
         return PartFile(self._cache, name, chunks)
 
+    def fetch_range(self, part: PartFile, offset: int, size: int) -> None:
+        """Have these bytes of a large file here, and begin to fetch what is likely to be read next.
+
+        Raises what fetching the bytes raises. The file's owner must not close it, but let go of it: more may be on its
+        way into it.
+        """
+        needed = part.missing(offset, size)
+        if not needed:
+            return
+        around = around_bytes(self._fetcher.connection.latency_s)
+        for number in part.read_ahead.plan(part.chunks, needed, around=around):
+            if not part.has(number):
+                self._begin(self._fetch_unasked, part, number)
+        self.fetch_chunks(part, needed)
+
     def fetch_chunks(self, part: PartFile, numbers: Sequence[int]) -> None:
         """Have these chunks in the file, several at a time. Raises what the first of them that failed raised."""
-        if len(numbers) <= 1:
+        others = {number: self._begin(self._fetch_chunk, part, number) for number in numbers[1:]}
+        try:
             for number in numbers:
+                future = others.get(number)
+                # What has not begun for lack of threads is done here: nobody waits for what was not asked for.
+                if future is None or future.cancel():
+                    self._fetch_chunk(part, number)
+                else:
+                    future.result()
+        finally:
+            wait([future for future in others.values() if future is not None and not future.cancel()])
+
+    def _begin(self, fetch: Callable[[PartFile, int], None], part: PartFile, number: int) -> Future[None] | None:
+        """None if the client was closed meanwhile."""
+        try:
+            return self._pool.submit(fetch, part, number)
+        except RuntimeError:
+            return None
+
+    def _fetch_unasked(self, part: PartFile, number: int) -> None:
+        # Whoever needs the chunk asks for it, and is told what is wrong; ValueError: everything is closed meanwhile.
+        with contextlib.suppress(MicaError, ValueError):
+            if self._cache.quota.fits(part.chunks[number].size):
                 self._fetch_chunk(part, number)
-            return
-        with ThreadPoolExecutor(min(len(numbers), _CHUNKS_AT_ONCE), thread_name_prefix="chunks") as pool:
-            for result in [pool.submit(self._fetch_chunk, part, number) for number in numbers]:
-                result.result()
 
     def _fetch_chunk(self, part: PartFile, number: int) -> None:
         chunk = part.chunks[number]
         name = ObjectName(chunk.digest, Suffix.CHUNK, part.name.compression, chunk.size)
 
         def download() -> None:
-            if part.missing(chunk.offset, 1):
+            if not part.has(number):
                 with self._cache.quota.reserving(chunk.size + SEAM_BYTES) as room:
                     self._fetcher.fetch(name.digest.object_path(name.suffix), lambda stream: consume(stream, room))
-                    room.keep(chunk.size + SEAM_BYTES)
                 self.counter.add(objects_fetched=1)
 
         def consume(stream: Readable, room: Reservation) -> None:
-            with self._scratch(chunk.size, room) as sink:
-                copy_verified(stream, sink, name)
-                part.put(number, sink.fd)
+            # Where a chunk waits until it is verified: in memory if it is small, else beside its place.
+            if chunk.size <= _IN_MEMORY_BYTES:
+                content = io.BytesIO()
+                copy_verified(stream, content, name)
+                room.keep(part.put_bytes(number, content.getvalue()))
+            else:
+                with self._cache.adding_place("", room) as new:
+                    copy_verified(stream, new, name)
+                    room.keep(part.put(number, new.fd))
 
         self._flight.do((part.name, number), download)
-
-    @contextlib.contextmanager
-    def _scratch(self, size: int, room: Reservation) -> Iterator["NewFile | _MemoryFile"]:
-        """Where a chunk waits until it is verified: in memory if it is small, else beside its place, for which there is
-        room."""
-        if size <= _IN_MEMORY_BYTES:
-            with contextlib.closing(_MemoryFile()) as file:
-                yield file
-        else:
-            with self._cache.adding_place("", room) as new:
-                yield new
 
     def _download(self, name: ObjectName) -> int:
         with self._cache.quota.reserving(name.size or 0) as room:
@@ -241,8 +272,8 @@ class RepositoryClient:
         """The documents of a revision belong together: if they do not hold, all are asked of the next host."""
         again = False
 
-        def whole(limit: int) -> Callable[[Readable], bytes]:
-            return lambda stream: read_whole(stream, limit)
+        def fetch(path: str, limit: int, *, fresh: bool) -> bytes:
+            return self._fetcher.fetch(path, lambda stream: read_whole(stream, limit), fresh=fresh)
 
         def consume(stream: Readable) -> tuple[dict[str, bytes], TrustedRevision]:
             nonlocal again
@@ -252,12 +283,15 @@ class RepositoryClient:
             again, fresh = True, again
             documents = {
                 "manifest": data,
-                "certificate": self._fetcher.fetch(certificate, whole(CERTIFICATE_LIMIT), fresh=fresh),
-                "whitelist": self._fetcher.fetch(WHITELIST, whole(WHITELIST_LIMIT), fresh=True),
+                "certificate": fetch(certificate, CERTIFICATE_LIMIT, fresh=fresh),
+                "whitelist": fetch(WHITELIST, WHITELIST_LIMIT, fresh=True) if fresh else whitelist.result(),
             }
             return documents, self._verify(documents, "", oldest)
 
-        return self._fetcher.fetch(MANIFEST, consume, fresh=True)
+        # Over a long way it counts that the whitelist does not have to wait for the manifest.
+        with ThreadPoolExecutor(1, thread_name_prefix="whitelist") as beside:
+            whitelist = beside.submit(fetch, WHITELIST, WHITELIST_LIMIT, fresh=True)
+            return self._fetcher.fetch(MANIFEST, consume, fresh=True)
 
     def _verify(self, documents: dict[str, bytes], where: str, oldest: int) -> TrustedRevision:
         trust = RevisionTrust(self.fqrn, self._master_keys, where=where, oldest=oldest)
@@ -287,17 +321,6 @@ class RepositoryClient:
             return parse_manifest(self._read_documents()["manifest"], "kept")[0]
         except MicaError:
             return None
-
-
-class _MemoryFile:
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("chunk", os.MFD_CLOEXEC)
-
-    def write(self, data: bytes) -> None:
-        write_all(self.fd, data)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 def read_whole(stream: Readable, limit: int) -> bytes:

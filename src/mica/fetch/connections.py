@@ -99,7 +99,8 @@ class ConnectionPool:
 
 
 class Answer:
-    """Status, headers and body. `close` keeps the connection if the body was read to its end."""
+    """Status, headers and body. A connection whose answer was read to its end is kept and free at once; `close` closes
+    any other."""
 
     def __init__(
         self,
@@ -112,6 +113,8 @@ class Answer:
         self._way = way
         self._connection = connection
         self._response = response
+        self._is_free = False
+        self._free_if_whole()
 
     @property
     def status(self) -> int:
@@ -129,15 +132,18 @@ class Answer:
             raise TransferError(_reason(error)) from error
         if not data and size and self._response.length:  # http.client tells this only of a body read at once
             raise TransferError(_HALF_WAY)
+        self._free_if_whole()
         return data
 
     def close(self) -> None:
-        whole = self._response.isclosed()
-        self._response.close()
-        if whole and not self._response.will_close:
-            self._pool.give_back(self._way, self._connection)
-        else:
+        if not self._is_free:
+            self._response.close()
             self._connection.close()
+
+    def _free_if_whole(self) -> None:
+        if not self._is_free and self._response.isclosed() and not self._response.will_close:
+            self._is_free = True
+            self._pool.give_back(self._way, self._connection)
 
 
 def _find(base: str, proxy: str | None) -> _Place:

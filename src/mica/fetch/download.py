@@ -7,6 +7,7 @@ or is an exception that names the object and the host. Any thread.
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -24,18 +25,21 @@ Consumer = Callable[[Readable], Result]
 _UNESCAPED = "/:.@+-_~[],"
 _HEADERS = {"User-Agent": "mica"}
 _FRESH = {**_HEADERS, "Cache-Control": "no-cache", "Pragma": "no-cache"}
+_LATENCIES_KEPT = 16
 _HTTP_OK = 200
 _HTTP_NOT_FOUND = 404
 
 
 class Connection(NamedTuple):
     """How the next object would be fetched. `host` is the URL of the repository or its directory, `proxy` None without
-    one, both without passwords; times in seconds, 0 where there is no network."""
+    one, both without passwords; times in seconds, 0 where there is no network. `latency_s` is the fastest of the last
+    answers, from the request to the first of its bytes."""
 
     host: str
     proxy: str | None
     timeout_direct_s: float = 0.0
     timeout_proxy_s: float = 0.0
+    latency_s: float = 0.0
 
 
 class Fetcher(Protocol):
@@ -107,6 +111,7 @@ class HttpFetcher:
             timeout_proxy_s=limits.timeout_proxy_s,
             most_idle=limits.connections,
         )
+        self._latencies_s: deque[float] = deque(maxlen=_LATENCIES_KEPT)
 
     @property
     def where(self) -> str:
@@ -120,6 +125,7 @@ class HttpFetcher:
             None if proxy is None else without_password(proxy),
             self._limits.timeout_direct_s,
             self._limits.timeout_proxy_s,
+            min(list(self._latencies_s), default=0.0),
         )
 
     def close(self) -> None:
@@ -157,12 +163,14 @@ class HttpFetcher:
 
     def _request(self, route: Route, path: str, consume: Consumer[Result], *, fresh: bool) -> Result:
         self._counter.add(requests=1)
+        began = time.monotonic()
         try:
             answer = self._pool.get(
                 route.host, quote(path, safe=_UNESCAPED), proxy=route.proxy, headers=_FRESH if fresh else _HEADERS
             )
         except TransferError as error:
             raise _transfer_failed(route, path, error) from error
+        self._latencies_s.append(time.monotonic() - began)
         body = _Body(answer, route, path, self._counter)
         try:
             if answer.status != _HTTP_OK:

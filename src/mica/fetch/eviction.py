@@ -1,6 +1,6 @@
 """Which content leaves a cache: the least recently used, with a second chance, never what is in use. Pure.
 
-    outcome = evict(candidates(inventory, now_ns), goal_bytes, hand)
+    outcome = evict(deque(candidates(inventory, now_ns)), goal_bytes, hand)
 
 Nobody tells us of reads, which the kernel does by itself. What can be asked, of one file at a time, is whether it is
 open and whether pages of it are in memory. So this is the algorithm CLOCK, with pages in memory as the bit that says
@@ -10,7 +10,7 @@ of a rehearsal only asks.
 
 import enum
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -72,6 +72,20 @@ class Eviction:
     def freed_bytes(self) -> int:
         return sum(item.size for item in self.freed)
 
+    @property
+    def frees_lists(self) -> bool:
+        """Whether something is gone that may have needed chunk lists."""
+        return any(item.kind in {Kind.IMAGE, Kind.PART} for item in self.freed)
+
+    def then(self, later: "Eviction") -> "Eviction":
+        """Both, each item once."""
+        gone = {item.name for item in later.freed + later.held}
+        stayed = [
+            list({item.name: item for item in group if item.name not in gone}.values())
+            for group in (self.in_use + later.in_use, self.spared + later.spared)
+        ]
+        return Eviction(self.freed + later.freed, self.held + later.held, *stayed)
+
 
 def candidates(inventory: Inventory, now: int, fresh_s: Mapping[Kind, float] = FRESH_S) -> list[Item]:
     """What may go, in the order in which it should. `now` is in nanoseconds since 1970."""
@@ -110,19 +124,18 @@ def _is_needed(item: Item, inventory: Inventory) -> bool:
     return inventory.needed is None or item.name in inventory.needed
 
 
-def evict(items: Iterable[Item], goal_bytes: int | None, hand: Hand) -> Eviction:
-    """Take items in their order until so many bytes are freed; without a goal all that is cold.
+def evict(items: deque[Item], goal_bytes: int | None, hand: Hand) -> Eviction:
+    """Take items from the left until so many bytes are freed; without a goal all that is cold.
 
     As many bytes as the goal has are spared at most: where memory is larger than the cache, everything is warm. If the
     cold do not do, the oldest of the spared go, then what comes after them. It also ends when as many bytes as the goal
     were removed and are held: more of that would empty the cache and free nothing.
     """
     run = _Run(hand, goal_bytes)
-    left = deque(items)
     warm: deque[Item] = deque()
     to_spare = goal_bytes
-    while left and not run.is_done and (to_spare is None or to_spare > 0):
-        item = left.popleft()
+    while items and not run.is_done and (to_spare is None or to_spare > 0):
+        item = items.popleft()
         use = hand.look(item)
         if use is Use.COLD:
             run.take(item)
@@ -131,7 +144,7 @@ def evict(items: Iterable[Item], goal_bytes: int | None, hand: Hand) -> Eviction
         else:
             warm.append(item)
             to_spare = None if to_spare is None else to_spare - item.size
-    for queue in (warm, left) if goal_bytes is not None else ():
+    for queue in (warm, items) if goal_bytes is not None else ():
         while queue and not run.is_done:
             run.take(queue.popleft())
     run.outcome.spared += warm

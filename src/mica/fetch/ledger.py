@@ -17,9 +17,8 @@ import mmap
 import os
 import struct
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from mica.errors import TemporaryError
 from mica.files import mapped_os_errors
@@ -33,19 +32,14 @@ _FLOCK = struct.Struct("@hhqqi4x")
 """struct flock: type, whence, start, length, pid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Bytes: the most that the cache may take, and what it leaves free on its file system; 0 for no limit."""
 
     most: int = 0
     keep_free: int = 0
 
-    def __bool__(self) -> bool:
-        return bool(self.most or self.keep_free)
 
-
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """Bytes. `is_counted`: they are known, and not only guessed."""
 
     taken: int

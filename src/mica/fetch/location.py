@@ -1,23 +1,26 @@
-"""Where a repository is, and opening it: URLs, public keys, proxies, cache directory to a ready client."""
+"""Where a repository is, and opening it: URLs, public keys, proxies, cache directory to a ready client.
+
+What opening takes is imported then: most commands and the callers of a node only say where a repository is.
+"""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from cryptography.hazmat.primitives.asymmetric import rsa
+from typing import TYPE_CHECKING
 
 from mica.errors import NotFoundError, UserError
-from mica.fetch.cache import Cache
-from mica.fetch.client import RepositoryClient
 from mica.fetch.counters import TrafficCounter
-from mica.fetch.download import Fetcher, HttpFetcher, LocalFetcher
 from mica.fetch.routes import DIRECT, Routes, is_http_url, parse_proxies
 from mica.files import mapped_os_errors
 from mica.repo.manifest import is_fqrn
-from mica.repo.signing import parse_public_key
-from mica.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from mica.fetch.client import RepositoryClient
+    from mica.fetch.download import Fetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,11 @@ class RepositoryLocation:
 @contextlib.contextmanager
 def open_repository(
     location: RepositoryLocation, cache: Path, *, counter: TrafficCounter | None = None
-) -> Iterator[RepositoryClient]:
+) -> Iterator["RepositoryClient"]:
     """A client of the repository. Raises UserError for unusable settings; the network is not touched yet."""
+    from mica.fetch.cache import Cache
+    from mica.fetch.client import RepositoryClient
+
     counter = counter or TrafficCounter()
     keys = read_keys(location)
     with (
@@ -46,7 +52,7 @@ def open_repository(
         yield client
 
 
-def read_keys(location: RepositoryLocation) -> list[rsa.RSAPublicKey]:
+def read_keys(location: RepositoryLocation) -> list["rsa.RSAPublicKey"]:
     """The public master keys. Raises UserError if there is none or one is no key."""
     if not is_fqrn(location.fqrn):
         raise UserError(f"{location.fqrn!r} cannot be the name of a repository.")
@@ -56,8 +62,11 @@ def read_keys(location: RepositoryLocation) -> list[rsa.RSAPublicKey]:
 
 
 @contextlib.contextmanager
-def open_fetcher(location: RepositoryLocation, counter: TrafficCounter) -> Iterator[Fetcher]:
+def open_fetcher(location: RepositoryLocation, counter: TrafficCounter) -> Iterator["Fetcher"]:
     """Raises UserError for unusable URLs or proxies."""
+    from mica.fetch.download import HttpFetcher, LocalFetcher
+    from mica.store.local import LocalStore
+
     if not location.urls:
         raise UserError(f"There is no URL for {location.fqrn}.", hint="Give one with --url URL.")
     directories = [url for url in location.urls if "://" not in url]
@@ -78,6 +87,8 @@ def open_fetcher(location: RepositoryLocation, counter: TrafficCounter) -> Itera
         yield fetcher
 
 
-def _read_key(path: Path) -> rsa.RSAPublicKey:
+def _read_key(path: Path) -> "rsa.RSAPublicKey":
+    from mica.repo.signing import parse_public_key
+
     with mapped_os_errors(f"read the public key {path}"):
         return parse_public_key(path.read_bytes(), f"The public key {path}")

@@ -14,8 +14,9 @@ import bisect
 import contextlib
 import mmap
 import os
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -23,7 +24,8 @@ from typing import Self
 from mica.digest import Digest, digest_of
 from mica.errors import IntegrityError
 from mica.fetch.cache import Cache
-from mica.files import explained_os_error, locked_in_turn, mapped_os_errors, owned_fd, replace_file
+from mica.fetch.readahead import ReadAhead
+from mica.files import allocated_bytes, locked_in_turn, mapped_os_errors, owned_fd, replace_file
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name, parse_chunk_list
 from mica.repo.objects import Compression
@@ -42,8 +44,10 @@ class PartFile:
         self.name = name
         self.chunks = chunks
         self._cache = cache
+        self.read_ahead = ReadAhead()
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self._path = _path(cache, name)
+        self._growing = threading.Lock()
         with contextlib.ExitStack() as stack, mapped_os_errors(f"write to the cache {cache.root}"):
             with locked_in_turn(cache.root / "parts"):
                 is_known_whole = self._begin()
@@ -88,16 +92,40 @@ class PartFile:
         last = bisect.bisect_left(self._ends, min(offset + size, self.name.size))
         return range(first, last + 1)
 
-    def put(self, number: int, content: int) -> None:
-        """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one."""
+    def has(self, number: int) -> bool:
+        return bool(self._map[number])
+
+    def put(self, number: int, content: int) -> int:
+        """Take a verified chunk from a descriptor that holds just it, and the file's name when it is the last one.
+
+        Returns by how many bytes the file has grown on disk.
+        """
+        return self._put(number, lambda: _copy(content, self.fd, self.chunks[number]))
+
+    def put_bytes(self, number: int, content: bytes) -> int:
+        """As `put`."""
         chunk = self.chunks[number]
-        try:
-            _copy(content, self.fd, chunk)
-        except OSError as error:
-            raise explained_os_error(error, f"write to the cache {self._cache.root}") from error
-        self._map[number : number + 1] = _MARK
+        if len(content) != chunk.size:
+            raise IntegrityError(f"Chunk {chunk.digest} has {len(content)} bytes and not {chunk.size}.")
+        return self._put(number, lambda: _write(content, self.fd, chunk))
+
+    def _put(self, number: int, write: Callable[[], None]) -> int:
+        with self._growing:
+            before = self._allocated()
+            with mapped_os_errors(f"write to the cache {self._cache.root}"):
+                write()
+            self._map[number : number + 1] = _MARK
+            grown = self._allocated() - before
         if self.is_whole:
             self._finish()
+        return max(grown, 0)
+
+    def _allocated(self) -> int:
+        """With the map."""
+        size = allocated_bytes(os.fstat(self.fd))
+        with contextlib.suppress(FileNotFoundError):
+            size += allocated_bytes(os.stat(f"{self._path}.map"))
+        return size
 
     def _begin(self) -> bool:
         """Without a file there must be no map. Begin with the file that is here as a whole, if there is one."""
@@ -214,8 +242,14 @@ def _sized(path: str, size: int) -> int:
     return fd
 
 
+def _write(content: bytes, target: int, chunk: Chunk) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(target, memoryview(content)[done:], chunk.offset + done)
+
+
 def _copy(source: int, target: int, chunk: Chunk) -> None:
-    """By hand: copy_file_range(2) refuses to leave the file system, and small chunks come from memory."""
+    """By hand: copy_file_range(2) refuses to leave the file system."""
     done = 0
     while done < chunk.size:
         data = os.pread(source, min(_BLOCK_BYTES, chunk.size - done), done)

@@ -2,7 +2,7 @@
 
 Content that is stored as it is hashes to the digest. Compressed content is compressed again: mica packs with
 libdeflate, the stock server with zlib, both always alike, so the digest comes out again if the content is right
-(docs/adr/0011-verify-by-packing.md). If it does not, nothing is known: the publisher may use something else. Bounded
+(docs/adr/0008-verify-by-packing.md). If it does not, nothing is known: the publisher may use something else. Bounded
 memory. Any thread; the compressors release the interpreter lock.
 """
 

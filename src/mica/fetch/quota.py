@@ -5,36 +5,30 @@
         room.keep(size)         what became part of the cache; the rest is given back
 
 The limits belong to the directory and hold for all who use it (`ledger.py`); without any, nothing of this costs
-anything. When a reservation does not fit, its thread counts the whole cache and removes down to nine tenths of the
-limit (`eviction.py`); all others who need room wait for it. Any thread, any number of processes, not on both sides of a
-fork. What happens when, and what was measured: docs/design/cache.md.
+anything. When a reservation does not fit, its thread makes room if nobody else does so already (`sweeper.py`). Any
+thread, any number of processes; not on both sides of a fork.
 """
 
-import contextlib
+import functools
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from mica.errors import UserError
-from mica.fetch.eviction import FRESH_S, Eviction, candidates, evict, seconds_until_free
-from mica.fetch.held import HeldFiles
-from mica.fetch.inventory import Inventory, Item, Kind, take_inventory
 from mica.fetch.ledger import Account, Ledger, Limits
-from mica.fetch.removal import Rehearsal, Remover
-from mica.fetch.unions import let_go
-from mica.files import locked_in_turn, mapped_os_errors
-from mica.logs import logger
+from mica.files import mapped_os_errors
 from mica.sizes import format_size
 
-_log = logger(__name__)
-_SLACK_PARTS: Final = 10
-"""Removal goes on until this part of the limit is free."""
+if TYPE_CHECKING:
+    from mica.fetch.inventory import Kind
+    from mica.fetch.sweeper import Sweeper
+
 _HOPELESS_S: Final = 1.0
 """How long nobody looks again after everything was found to be in use: a look reads the whole cache."""
 _WAIT_MAX_S: Final = 30.0
+_POLL_S: Final = 0.03
 _UNLIMITED: Final = 1 << 63
 
 
@@ -71,19 +65,24 @@ class Reservation:
 
 
 class Quota:
-    """`fresh_s`: how long what came in is safe from removal, in seconds."""
+    """`fresh_s`: how long what came in is safe from removal, in seconds, if not the standard."""
 
-    def __init__(self, root: Path, boot_id: str, *, fresh_s: Mapping[Kind, float] = FRESH_S) -> None:
+    def __init__(self, root: Path, boot_id: str, *, fresh_s: "Mapping[Kind, float] | None" = None) -> None:
         self._root = root
         self._fresh_s = fresh_s
         self._ledger = Ledger(root / "usage", boot_id)
-        self._held = HeldFiles(root)
         self._block_bytes = os.statvfs(root).f_frsize
-        self._evicting = threading.Lock()
         self._hopeless_until = 0.0
 
     def close(self) -> None:
         self._ledger.close()
+
+    @functools.cached_property
+    def sweeper(self) -> "Sweeper":
+        """Who removes. Loaded when it is needed: most programs end before a cache is full."""
+        from mica.fetch.sweeper import Sweeper
+
+        return Sweeper(self._root, self._ledger, fresh_s=self._fresh_s)
 
     @property
     def limits(self) -> Limits:
@@ -93,6 +92,9 @@ class Quota:
         """For all who use this cache, from now on."""
         if limits != self._ledger.limits:
             self._ledger.set_limits(limits)
+
+    def account(self) -> Account:
+        return self._ledger.account()
 
     def reserving(self, size: int) -> Reservation:
         """Room for content of so many bytes, for a block. Raises UserError if it cannot be had."""
@@ -107,17 +109,13 @@ class Quota:
         if not self._ledger.has_limits:
             return True
         if not self._ledger.account().is_counted:
-            with mapped_os_errors(f"count the cache {self._root}"), self.evicting():
-                self.count()
+            with mapped_os_errors(f"count the cache {self._root}"), self.sweeper.alone():
+                self.sweeper.count()
         size = self.blocks(size)
         if not self._try_promise(size):
             return False
         self.give_back(size)
         return True
-
-    def blocks(self, size: int) -> int:
-        """What content of so many bytes takes on disk."""
-        return -(-size // self._block_bytes) * self._block_bytes
 
     def admit(self, size: int) -> None:
         """Count what is here already. Raises UserError if there is no room for it: then it has to go."""
@@ -129,6 +127,12 @@ class Quota:
             except UserError as error:
                 self._ledger.remove(size)
                 raise self._no_room(size) from error
+
+    # For reservations
+
+    def blocks(self, size: int) -> int:
+        """What content of so many bytes takes on disk."""
+        return -(-size // self._block_bytes) * self._block_bytes
 
     def promise(self, size: int) -> None:
         if not self._try_promise(size):
@@ -142,63 +146,26 @@ class Quota:
         if promised or self._ledger.has_limits:
             self._ledger.take(size, promised)
 
-    def count(self) -> tuple[Inventory, int]:
-        """All that is here, and the bytes of removed files that are held still; it is written down. Only while
-        `evicting`."""
-        begun = self._ledger.begin_count()
-        inventory, held = take_inventory(self._root), self._held.total()
-        self._ledger.end_count(inventory.size + held, begun)
-        return inventory, held
-
-    def account(self) -> Account:
-        return self._ledger.account()
-
-    @contextlib.contextmanager
-    def evicting(self) -> Iterator[None]:
-        """The only one who removes, in this process and among all. Raises OSError."""
-        with self._evicting, locked_in_turn(self._root / "txn"):
-            yield
-
-    def remover(self) -> Remover:
-        """Only while `evicting`; to be followed by a `count`."""
-        return Remover(self._root, self._held)
-
-    def prune(self, to_bytes: int | None, older_than_s: float | None = None, *, rehearse: bool = False) -> Eviction:
-        """Remove until the cache takes so many bytes at most, or all that was not used for so long; both: only such,
-        and only until then. With `rehearse` only say what would be removed.
-
-        Raises UserError for what the system refuses.
-        """
-        with mapped_os_errors(f"prune the cache {self._root}"), self.evicting():
-            inventory, held = self.count()
-            now = time.time_ns()
-            items = candidates(inventory, now, self._fresh_s)
-            if older_than_s is not None:
-                items = [item for item in items if now - item.used > older_than_s * 1e9]
-            goal = None if to_bytes is None else max(0, inventory.size + held - to_bytes)
-            if rehearse:
-                return evict(items, goal, Rehearsal(self._root))
-            return self._remove(items, goal)
-
     def _try_promise(self, size: int) -> bool:
-        return self._ledger.promise(size, self._available() if self._ledger.keeps_free else 0)
-
-    def _available(self) -> int:
-        status = os.statvfs(self._root)
-        return status.f_bavail * status.f_frsize
+        return self._ledger.promise(size, self.sweeper.available() if self._ledger.keeps_free else 0)
 
     def _make_room(self, size: int) -> None:
+        """Wait for whoever removes things already, or do it."""
         self._refuse_giant(size)
         give_up = time.monotonic() + _WAIT_MAX_S
-        with self.evicting():
-            while not self._try_promise(size):
-                wait_s = None if time.monotonic() < self._hopeless_until else self._sweep(size)
+        while True:
+            wait_s: float | None = _POLL_S
+            with self.sweeper.alone(wait=False) as is_ours:
                 if self._try_promise(size):
                     return
-                if wait_s is None or time.monotonic() + wait_s > give_up:
-                    self._hopeless_until = max(self._hopeless_until, time.monotonic() + _HOPELESS_S)
-                    raise self._no_room(size)
-                time.sleep(wait_s)
+                if is_ours:
+                    wait_s = None if time.monotonic() < self._hopeless_until else self.sweeper.sweep(size)
+                    if self._try_promise(size):
+                        return
+            if wait_s is None or time.monotonic() + wait_s > give_up:
+                self._hopeless_until = max(self._hopeless_until, time.monotonic() + _HOPELESS_S)
+                raise self._no_room(size)
+            time.sleep(wait_s)
 
     def _refuse_giant(self, size: int) -> None:
         most = self._ledger.limits.most
@@ -207,38 +174,6 @@ class Quota:
                 f"{format_size(size)} do not fit into the cache {self._root}, whose quota is {format_size(most)}.",
                 hint="Raise its quota.",
             )
-
-    def _sweep(self, size: int) -> float | None:
-        """Remove so much that a reservation fits, if that can be; otherwise after how many seconds it may be."""
-        inventory, _ = self.count()
-        goal = self._goal(size, slack=True)
-        if goal <= 0:
-            return None
-        now = time.time_ns()
-        outcome = self._remove(candidates(inventory, now, self._fresh_s), goal)
-        _log.info(
-            "%s: %d files with %s removed, %d are in use", self._root, len(outcome.freed),
-            format_size(outcome.freed_bytes), len(outcome.in_use),
-        )  # fmt: skip
-        return seconds_until_free(inventory, now, self._fresh_s, self._goal(size, slack=False))
-
-    def _goal(self, size: int, *, slack: bool) -> int:
-        """How many bytes have to go for a reservation of so many to fit."""
-        limits, account = self._ledger.limits, self._ledger.account()
-        goals = [0]
-        for limit, missing in (
-            (limits.most, account.taken + account.promised + size - limits.most),
-            (limits.keep_free, limits.keep_free + account.promised + size - self._available()),
-        ):
-            if limit and missing > 0:
-                goals.append(missing + (limit // _SLACK_PARTS if slack else 0))
-        return min(max(goals), account.taken)
-
-    def _remove(self, items: list[Item], goal: int | None) -> Eviction:
-        let_go(self._root)
-        outcome = evict(items, goal, self.remover())
-        self._ledger.remove(outcome.freed_bytes)
-        return outcome
 
     def _no_room(self, size: int) -> UserError:
         limits, account = self._ledger.limits, self._ledger.account()
@@ -252,6 +187,6 @@ class Quota:
             )
         return UserError(
             f"There is no room for {format_size(size)} in the cache {self._root}: its file system has "
-            f"{format_size(self._available())} free, and {format_size(limits.keep_free)} have to stay free.",
+            f"{format_size(self.sweeper.available())} free, and {format_size(limits.keep_free)} have to stay free.",
             hint=hint,
         )

@@ -5,6 +5,7 @@ Byte table in docs/format/erofs-image.md. The kernel never looks there: the supe
 
 import mmap
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
 from mica.digest import DIGEST_SIZE, Algorithm, Digest, digest_of
@@ -41,10 +42,10 @@ def format_chunk_table(lists: Mapping[Digest, bytes]) -> Iterator[bytes]:
         yield data
 
 
-def parse_chunk_table(image: bytes | mmap.mmap, start: int, what: str) -> Iterator[tuple[Digest, bytes]]:
+def parse_chunk_table(image: bytes | mmap.mmap, start: int, what: str, *, most: int) -> Iterator[tuple[Digest, bytes]]:
     """The lists, each compared with its digest; the table fills the image from `start` to its end.
 
-    Raises IntegrityError for anything that is not just such a table.
+    Raises IntegrityError for anything that is not just such a table, and for more than `most` lists.
     """
     size = len(image) - start
     if size < HEADER.size:
@@ -57,9 +58,24 @@ def parse_chunk_table(image: bytes | mmap.mmap, start: int, what: str) -> Iterat
     expected = HEADER.size + index_bytes + lists_bytes
     if index_bytes != count * RECORD.size or size != expected:
         raise IntegrityError(f"{what} has a chunk table of {size} bytes that says it has {expected}.")
+    if count > most:
+        raise IntegrityError(f"{what} has {count} chunk lists for {most} files.")
     if lists_bytes > LISTS_BYTES_MAX:
         raise IntegrityError(f"{what} has chunk lists of {lists_bytes} bytes, more than {LISTS_BYTES_MAX}.")
     return _lists(image, start + HEADER.size, start + HEADER.size + index_bytes, what)
+
+
+def has_chunk_list(image: bytes | mmap.mmap, start: int, digest: Digest) -> bool:
+    """Whether a table, which was read to its end before, has a list."""
+
+    def key(number: int) -> tuple[int, bytes]:
+        raw, algorithm, *_ = RECORD.unpack_from(image, start + HEADER.size + number * RECORD.size)
+        return algorithm, raw
+
+    wanted = int(digest.algorithm), digest.raw
+    _, _, count, _, _ = HEADER.unpack_from(image, start)
+    found = bisect_left(range(count), wanted, key=key)
+    return found < count and key(found) == wanted
 
 
 def _lists(image: bytes | mmap.mmap, index: int, lists: int, what: str) -> Iterator[tuple[Digest, bytes]]:

@@ -4,6 +4,8 @@ import stat
 from collections.abc import Sequence
 
 from mica.digest import Digest
+from mica.errors import UserError
+from mica.metaimage.chunktable import LISTS_BYTES_MAX
 from mica.metaimage.inode import NO_XATTRS, Inode
 from mica.repo.entry import Chunk, Entry, Flag, parse_xattrs
 from mica.repo.localname import LocalName, chunked_name, format_chunk_list
@@ -14,11 +16,12 @@ class InodeMaker:
 
     def __init__(self) -> None:
         self.chunk_lists: dict[Digest, bytes] = {}
+        self._bytes_left = LISTS_BYTES_MAX
 
     def make(self, entry: Entry, chunks: Sequence[Chunk], *, group: int, links: int) -> Inode:
         """`chunks` are those of a file that has the flag. `group` and `links` hold within the image.
 
-        Raises ValueError for a row that cannot be a file.
+        Raises ValueError for a row that cannot be a file, UserError for more chunks than an image can list.
         """
         kind = stat.S_IFMT(entry.mode)
         is_device = kind in {stat.S_IFCHR, stat.S_IFBLK}
@@ -39,5 +42,9 @@ class InodeMaker:
         name = chunked_name(chunks, entry.compression)
         if name.size != entry.size:
             raise ValueError(f"has chunks of {name.size} bytes and says {entry.size}")
-        self.chunk_lists[name.digest] = format_chunk_list(chunks)
+        if name.digest not in self.chunk_lists:
+            data = self.chunk_lists[name.digest] = format_chunk_list(chunks)
+            self._bytes_left -= len(data)
+            if self._bytes_left < 0:
+                raise UserError(f"The large files of a layer have chunk lists of more than {LISTS_BYTES_MAX} bytes.")
         return name

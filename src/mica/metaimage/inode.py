@@ -7,6 +7,9 @@ from typing import NamedTuple
 from mica.metaimage.erofs_abi import INODE, XATTR_BODY_BYTES, XATTR_COUNT_MAX, XATTR_ID_BYTES
 from mica.repo.localname import LocalName
 
+ENTRIES_MAX = 4_000_000
+"""Names of the largest layer."""
+IMAGE_BYTES_MAX = 4 << 30
 PATH_MAX = 4096
 """Bytes of a path with the slash in front."""
 NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})

@@ -6,19 +6,20 @@
 What is accepted is what `writer.py` makes and nothing else of EROFS (docs/format/erofs-image.md); `read_image` gives
 what `write_image` took. Each byte of an image belongs to one thing at most, so reading ends after as much work as the
 image is long: directories in a circle, and things that lie over each other, are refused where they are met. Memory: a
-32nd of the image. Any thread.
+32nd of the image, and files of which not all names were met yet. Any thread.
 """
 
 import contextlib
 import io
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from mica.digest import Digest
 from mica.errors import IntegrityError
-from mica.metaimage.chunktable import parse_chunk_table
+from mica.metaimage.chunktable import has_chunk_list, parse_chunk_table
 from mica.metaimage.dirents import Dirent
 from mica.metaimage.erofs_abi import (
     BLOCK_BYTES,
@@ -29,7 +30,7 @@ from mica.metaimage.erofs_abi import (
     Superblock,
     parse_superblock,
 )
-from mica.metaimage.inode import PATH_MAX, Inode
+from mica.metaimage.inode import ENTRIES_MAX, PATH_MAX, Inode
 from mica.metaimage.records import BrokenError, Image, Records
 from mica.tarstream import quoted
 
@@ -43,7 +44,7 @@ def read_superblock(file: BinaryIO, what: str) -> Superblock:
 def read_chunk_lists(file: BinaryIO, what: str) -> Iterator[tuple[Digest, bytes]]:
     """The chunk lists of the layer's files in chunks, each compared with its digest. Raises IntegrityError."""
     with _contents(file) as image:
-        yield from parse_chunk_table(image, _superblock(image, what).blocks * BLOCK_BYTES, what)
+        yield from _chunk_lists(image, _superblock(image, what), what)
 
 
 def read_image(file: BinaryIO, what: str) -> Iterator[tuple[bytes, Inode]]:
@@ -51,21 +52,30 @@ def read_image(file: BinaryIO, what: str) -> Iterator[tuple[bytes, Inode]]:
 
     Raises IntegrityError naming `what` and the first thing wrong.
     """
-    listed = {digest for digest, _ in read_chunk_lists(file, what)}
     with _contents(file) as image:
+        superblock = _superblock(image, what)
+        table = superblock.blocks * BLOCK_BYTES
+        deque(_chunk_lists(image, superblock, what), maxlen=0)
         try:
-            for path, inode in _Walk(image, _superblock(image, what)).run():
-                if inode.content is not None and inode.content.in_chunks and inode.content.digest not in listed:
+            for path, inode in _Walk(image, superblock).run():
+                content = inode.content
+                if content is not None and content.in_chunks and not has_chunk_list(image, table, content.digest):
                     raise BrokenError(f"{quoted(path)} has no chunk list")
                 yield path, inode
         except BrokenError as error:
             raise IntegrityError(f"{what} is broken: {error}.") from error
 
 
+def _chunk_lists(image: Image, superblock: Superblock, what: str) -> Iterator[tuple[Digest, bytes]]:
+    return parse_chunk_table(image, superblock.blocks * BLOCK_BYTES, what, most=superblock.inodes)
+
+
 def _superblock(image: Image, what: str) -> Superblock:
     superblock = parse_superblock(image[SUPERBLOCK_OFFSET : SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES], what)
     if not 0 < superblock.blocks * BLOCK_BYTES <= len(image):
         raise IntegrityError(f"{what} has {len(image)} bytes and says it has {superblock.blocks} blocks of 4096.")
+    if superblock.inodes > ENTRIES_MAX:
+        raise IntegrityError(f"{what} has {superblock.inodes} files, more than the {ENTRIES_MAX} of the largest layer.")
     return superblock
 
 
@@ -99,6 +109,7 @@ class _Walk:
         self._records = Records(image, superblock.blocks * BLOCK_BYTES, SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES)
         self._linked: dict[int, tuple[Inode, int]] = {}
         self._inodes = 0
+        self._names_left = ENTRIES_MAX
 
     def run(self) -> Iterator[tuple[bytes, Inode]]:
         root = self._superblock.root_nid
@@ -124,6 +135,9 @@ class _Walk:
 
     def _child(self, path: bytes, child: Dirent, parent: int) -> tuple[Inode, Iterator[Dirent] | None]:
         """A file and, if it is a directory, what is in it."""
+        self._names_left -= 1
+        if not self._names_left:
+            raise BrokenError(f"it has more than {ENTRIES_MAX} names")
         known = self._linked.pop(child.nid, None)
         inode, below = self._read(child.nid, parent) if known is None else (known[0], None)
         if FILE_TYPES[inode.mode & TYPE_BITS] != child.file_type:

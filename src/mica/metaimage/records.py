@@ -33,13 +33,26 @@ from mica.metaimage.erofs_abi import (
     decode_device,
 )
 from mica.metaimage.inode import NO_XATTRS, Inode
-from mica.metaimage.xattrs import METACOPY, REDIRECT, filter_bits, join_name, may_enter
+from mica.metaimage.xattrs import (
+    METACOPY,
+    REDIRECT,
+    SHARED_BYTES_MAX,
+    SHARED_ENTRIES_MAX,
+    filter_bits,
+    join_name,
+    may_enter,
+    split_name,
+)
 from mica.repo.localname import LocalName
 
 Image = bytes | mmap.mmap
 
 _SECOND_NS = 1_000_000_000
 _USED = b"\1"
+_REDIRECT_INDEX, _REDIRECT_REST = split_name(REDIRECT)
+_STUB_HEAD_BYTES = XATTR_BODY_BYTES + XATTR_ID_BYTES + XATTR_ENTRY_BYTES + len(_REDIRECT_REST)
+_STUB_HEADS_MAX = 64
+"""An honest image has one for each length of a redirect."""
 _DEVICES = {stat.S_IFCHR, stat.S_IFBLK}
 
 
@@ -67,6 +80,7 @@ class Records:
         self._end = end
         self._used = bytearray(end // SLOT_BYTES)
         self._shared: dict[int, tuple[bytes, bytes]] = {}
+        self._redirect_bytes: dict[bytes, int] = {}
         self._claim(0, taken)
 
     def read(self, nid: int) -> tuple[Inode, DirectoryRecord | None]:
@@ -83,7 +97,9 @@ class Records:
         body = start + INODE_BYTES
         tail = body + XATTR_BODY_BYTES + XATTR_ID_BYTES * (count - 1) if count else body
         self._claim(start, tail + _tail_bytes(nid, kind, layout, size))
-        xattrs = self._xattrs(nid, body, tail) if count else {}
+        xattrs = self._stub_xattrs(nid, body, tail) if layout == FORMAT_CHUNKED else None
+        if xattrs is None:
+            xattrs = self._xattrs(nid, body, tail) if count else {}
         content = self._content(nid, size, union, tail, xattrs) if layout == FORMAT_CHUNKED else None
         if xattrs and not all(may_enter(name, value, mode) for name, value in xattrs.items()):
             raise BrokenError(f"inode {nid} has attributes that only others may set")
@@ -179,6 +195,26 @@ class Records:
                 raise BrokenError(f"the end of directory {record.nid} lies in two blocks")
             yield self._image[record.tail : record.tail + inline]
 
+    def _stub_xattrs(self, nid: int, start: int, end: int) -> dict[bytes, bytes] | None:
+        """Attributes of a stub that has only those of stubs, as most files have; None for any other.
+
+        Up to the value of the redirect their bytes are the same for all whose redirects are as long: what such bytes
+        say is read once.
+        """
+        value = start + _STUB_HEAD_BYTES
+        head = self._image[start:value]
+        size = self._redirect_bytes.get(head)
+        if size is None:
+            size = _redirect_bytes(head)
+            if size is None or len(self._redirect_bytes) == _STUB_HEADS_MAX:
+                return None
+            if tuple(self._xattrs(nid, start, end)) != (METACOPY, REDIRECT):
+                return None
+            self._redirect_bytes[head] = size
+        if value + size + -size % XATTR_ID_BYTES != end:
+            return None
+        return {METACOPY: b"", REDIRECT: self._image[value : value + size]}
+
     def _xattrs(self, nid: int, start: int, end: int) -> dict[bytes, bytes]:
         absent, shared = XATTR_BODY.unpack_from(self._image, start)
         ids = start + XATTR_BODY_BYTES
@@ -204,6 +240,8 @@ class Records:
             if start % SLOT_BYTES:
                 raise BrokenError(f"a shared attribute lies at {start}")
             found, end = self._xattr(start, self._end)
+            if end - start > SHARED_BYTES_MAX or len(self._shared) == SHARED_ENTRIES_MAX:
+                raise BrokenError("it shares too many or too large attributes")
             self._claim(start, end)
             self._shared[number] = found
         return found
@@ -224,6 +262,14 @@ class Records:
         except ValueError as error:
             raise BrokenError(f"an attribute at {place} has an impossible name") from error
         return (name, self._image[value:after]), following
+
+
+def _redirect_bytes(head: bytes) -> int | None:
+    """The length of the value that follows, if there is one shared attribute and then the redirect."""
+    if len(head) != _STUB_HEAD_BYTES or XATTR_BODY.unpack_from(head)[1] != 1:
+        return None
+    length, index, size = XATTR_ENTRY.unpack_from(head, XATTR_BODY_BYTES + XATTR_ID_BYTES)
+    return int(size) if (length, index) == (len(_REDIRECT_REST), _REDIRECT_INDEX) else None
 
 
 def _tail_bytes(nid: int, kind: int, layout: int, size: int) -> int:

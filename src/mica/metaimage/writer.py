@@ -38,7 +38,7 @@ from mica.metaimage.erofs_abi import (
     encode_device,
     format_superblock,
 )
-from mica.metaimage.inode import PATH_MAX, Inode, format_inode
+from mica.metaimage.inode import ENTRIES_MAX, IMAGE_BYTES_MAX, PATH_MAX, Inode, format_inode
 from mica.metaimage.output import ImageOutput
 from mica.metaimage.xattrbody import XattrBodies
 from mica.metaimage.xattrs import may_enter
@@ -51,9 +51,10 @@ _DIRECTORY_BYTES = 700
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What one image may cost: names in it, and bytes of directories, which are kept in memory."""
+    """What one image may cost: names in it, bytes of it, and bytes of its directories, which are kept in memory."""
 
-    max_entries: int = 4_000_000
+    max_entries: int = ENTRIES_MAX
+    max_bytes: int = IMAGE_BYTES_MAX
     max_directory_bytes: int = 1 << 30
 
 
@@ -128,6 +129,8 @@ class _Tree:
         self._entries += 1
         if self._entries > self._limits.max_entries:
             raise UserError(f"The tree has more than the {self._limits.max_entries} entries that an image may have.")
+        if self._output.position > self._limits.max_bytes:
+            raise UserError(f"The tree needs more than the {self._limits.max_bytes} bytes that an image may have.")
         if not self._open:
             self._add_root(path, inode)
             return

@@ -8,10 +8,15 @@ from mica.metaimage.erofs_abi import (
     XATTR_ID,
     XATTR_ID_BYTES,
 )
-from mica.metaimage.xattrs import METACOPY, REDIRECT, FilterBits, format_xattr, split_name
-
-_SHARED_ENTRIES_MAX = 4096
-_SHARED_BYTES_MAX = 1024
+from mica.metaimage.xattrs import (
+    METACOPY,
+    REDIRECT,
+    SHARED_BYTES_MAX,
+    SHARED_ENTRIES_MAX,
+    FilterBits,
+    format_xattr,
+    split_name,
+)
 
 _METACOPY = split_name(METACOPY)
 _REDIRECT = split_name(REDIRECT)
@@ -58,7 +63,7 @@ class XattrBodies:
     def _id_of(self, entry: bytes) -> int | None:
         """Number of a shared entry; None for one that is new when there are many already, or large."""
         known = self._shared.get(entry)
-        if known is None and len(entry) <= _SHARED_BYTES_MAX and len(self._shared) < _SHARED_ENTRIES_MAX:
+        if known is None and len(entry) <= SHARED_BYTES_MAX and len(self._shared) < SHARED_ENTRIES_MAX:
             known = self._shared[entry] = self._store(entry) // XATTR_ID_BYTES
         return known
 

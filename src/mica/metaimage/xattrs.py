@@ -16,6 +16,11 @@ OPAQUE = b"trusted.overlay.opaque"
 METACOPY = b"trusted.overlay.metacopy"
 REDIRECT = b"trusted.overlay.redirect"
 
+SHARED_ENTRIES_MAX = 4096
+"""Different attributes of one image that are stored once for all files."""
+SHARED_BYTES_MAX = 1024
+"""Of one such entry."""
+
 _TRUSTED_INDEX = 4
 _WHOLE_NAMES = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
 _PREFIXES = {b"user": 1, b"trusted": _TRUSTED_INDEX, b"security": 6}

@@ -9,13 +9,14 @@ _ENDING = sum(1 << (number - 1) for number in _SIGNALS_TO_END)
 
 
 def wants_to_end(thread: int) -> bool:
-    """True if a signal is pending that ends the process, or that asks it to and is caught; also if we cannot know.
+    """True if a signal is pending that ends the process, or that asks it to and is caught; also if it is gone. Of a
+    caller whom we cannot see nothing is known: EINTR would break it, and a union would make an I/O error of that.
 
     A deadly signal is turned by the kernel into SIGKILL pending for every thread (complete_signal in
     kernel/signal.c), whatever its number was, unless it dumps core.
     """
-    if thread == 0:
-        return True
+    if thread == 0:  # of another pid namespace than ours
+        return False
     try:
         fd = os.open(f"/proc/{thread}/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -186,8 +186,8 @@ class RepositoryTree:
         entries = sum(counters.get(f"{scope}_{kind}", 0) for scope in ("self", "subtree") for kind in kinds)
         return entries, counters.get("self_file_size", 0) + counters.get("subtree_file_size", 0)
 
-    def fetch_chunks(self, part: PartFile, numbers: list[int]) -> None:
-        self._guard(self._client.fetch_chunks, part, numbers)
+    def fetch_range(self, part: PartFile, offset: int, size: int) -> None:
+        self._guard(self._client.fetch_range, part, offset, size)
 
     def _attributes(self, inode: int, entry: Entry) -> Attributes:
         mode, size, rdev = entry.mode, entry.size, 0
@@ -339,10 +339,9 @@ class ChunkedFile:
         return self._part.fd if self._part.is_whole else -1
 
     def read(self, offset: int, size: int) -> bytes:
-        missing = self._part.missing(offset, size)
-        if missing:
-            self._tree.fetch_chunks(self._part, missing)
+        self._tree.fetch_range(self._part, offset, size)
         return os.pread(self._part.fd, size, offset)
 
     def close(self) -> None:
-        self._part.close()
+        """The last reference closes it: chunks that nobody waits for may be on their way into it."""
+        del self._part

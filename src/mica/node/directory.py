@@ -1,6 +1,6 @@
 """The directory of a running node: one for the host, or a private one for a single run.
 
-<node>/objects/            the object filesystem
+<node>/objects/            the object filesystem (`objectfs.py`)
 <node>/layers/<name>/      mounted metadata images
 <node>/service.sock        the service's socket
 <node>/holder.sock         the holder's socket
@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mica.files import mapped_os_errors
+
+ERROR_DIRECTORY = "e"
+ANY_DIRECTORY = "any"
+"""What the object filesystem has besides the numbers of repositories."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists
 from mica.metaimage.writer import write_image
 from mica.mount.imagemount import mount_image
+from mica.node.imagecheck import Check, check_image
 from mica.node.layerimage import obtain_layer_image
 from mica.repo.catalog import NestedCatalog
 from mica.thin.descriptor import ThinLayer
@@ -39,7 +40,8 @@ _NAME_DIGITS = 24
 
 
 class LayerImages:
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, check: Check = check_image) -> None:
+        self._check = check
         self._directory = cache.root / "images"
         self._cache = cache
         self._flight: Flight[Path] = Flight()
@@ -55,7 +57,7 @@ class LayerImages:
     def _obtain(self, client: RepositoryClient, root: NestedCatalog, layer: ThinLayer, path: Path) -> Path:
         record = path.with_suffix(".json")
         if not (self._cache.touch(str(path)) and _read_root(record) == root.digest.text):
-            obtain_layer_image(client, root, layer.path.encode("utf-8"), path)
+            obtain_layer_image(client, root, layer.path.encode("utf-8"), path, check=self._check)
             self._cache.account(str(path))
             lists = []
             with path.open("rb") as image:

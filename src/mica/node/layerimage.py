@@ -8,7 +8,6 @@ kernel will be given it. Any thread; two for one target only in different proces
 """
 
 import shutil
-from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,17 +16,19 @@ from mica.errors import IntegrityError, NotFoundError
 from mica.fetch.client import ObjectName, RepositoryClient
 from mica.files import mapped_os_errors, owned_fd, replacing_file
 from mica.metaimage.fromcatalog import InodeMaker
-from mica.metaimage.reader import read_image
+from mica.metaimage.inode import IMAGE_BYTES_MAX
 from mica.metaimage.writer import STANDARD_LIMITS, ImageLimits, write_image
 from mica.node.catalogpath import Located, locate
+from mica.node.imagecheck import Check, check_image
 from mica.node.layerwalk import walk_layer
 from mica.repo.catalog import NestedCatalog
 from mica.repo.entry import Flag
 from mica.tarstream import quoted
 from mica.thin.layout import metadata_image_of_tree
 
-IMAGE_BYTES_MAX = 4 << 30
 _BLOCK_BYTES = 1 << 20
+_BEHIND_BYTES = 2 << 30
+"""For directories and chunk lists, which have limits of their own."""
 
 
 def obtain_layer_image(
@@ -37,6 +38,7 @@ def obtain_layer_image(
     target: Path,
     *,
     limits: ImageLimits = STANDARD_LIMITS,
+    check: Check = check_image,
 ) -> None:
     """Put the image of the layer tree at a path of the revision with that root catalog under a name, whole or not at
     all. Raises NotFoundError if there is no such tree, IntegrityError if image or catalogs are not right, UserError if
@@ -48,7 +50,9 @@ def obtain_layer_image(
         replacing_file(target, mode=0o600, durable=False) as file,
     ):
         if found is not None and found.row.entry.is_regular:
-            _fetch_image(client, found, file, f"{quoted(published or b'')} of {client.fqrn}")
+            what = f"{quoted(published or b'')} of {client.fqrn}"
+            _fetch_image(client, found, file, what)
+            check(file, what)
         else:
             generate_layer_image(client, root, tree_path, file, limits=limits)
 
@@ -74,7 +78,7 @@ def generate_layer_image(
 
 def _fetch_image(client: RepositoryClient, found: Located, file: BinaryIO, what: str) -> None:
     entry = found.row.entry
-    if entry.size > IMAGE_BYTES_MAX:
+    if entry.size > IMAGE_BYTES_MAX + _BEHIND_BYTES:
         raise IntegrityError(f"{what} has {entry.size} bytes, more than a metadata image may have.")
     try:
         compression = entry.compression
@@ -90,7 +94,6 @@ def _fetch_image(client: RepositoryClient, found: Located, file: BinaryIO, what:
     except ValueError as error:
         raise IntegrityError(f"{what} has an impossible entry: {error}.") from error
     file.flush()
-    deque(read_image(file, what), maxlen=0)
 
 
 def _copy(source: int, target: BinaryIO) -> None:

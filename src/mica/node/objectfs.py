@@ -39,12 +39,11 @@ from mica.mount.fuse_abi import ATTR_OUT, ENTRY_OUT, Buffer, Opcode, Statfs
 from mica.mount.fuse_dispatch import PENDING, Handler, Pending, Request
 from mica.mount.tree import ROOT_INODE, Attributes
 from mica.node.counts import SharedCounts
+from mica.node.directory import ANY_DIRECTORY, ERROR_DIRECTORY
 from mica.node.messages import ANY_REPOSITORY, Kind, Question, Result
 from mica.repo.localname import LocalName
 
 _log = logger(__name__)
-ERROR_DIRECTORY: Final = "e"
-ANY_DIRECTORY: Final = "any"
 _READY_FILE: Final = "ready"
 _ERROR_NODE: Final = 2
 _READY_NODE: Final = 3

@@ -23,6 +23,7 @@ from mica.flight import Flight
 from mica.node.completion import Completion
 from mica.node.counts import read_counts
 from mica.node.directory import NodeDirectory
+from mica.node.imagecheck import Check, check_image
 from mica.node.images import LayerImages, MountedImages
 from mica.node.messages import ANY_REPOSITORY
 from mica.node.service import Operation
@@ -45,6 +46,7 @@ class Preparation:
         node: NodeDirectory,
         method: Method,
         completion: Completion | None = None,
+        check: Check = check_image,
     ) -> None:
         self._cache = cache
         self._clients = {client.fqrn: client for client in clients}
@@ -52,7 +54,7 @@ class Preparation:
         self._node = node
         self._method = method
         self._completion = completion
-        self._images = LayerImages(cache)
+        self._images = LayerImages(cache, check=check)
         self._mounted = MountedImages(node.layers, by_loop=method is Method.LOOP)
         self._flight: Flight[NestedCatalog] = Flight()
         self._numbering = itertools.count()

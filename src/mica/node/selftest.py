@@ -4,27 +4,26 @@ Each fact is tried for real, with a small union in a mount namespace of its own:
 loop, that overlayfs has data-only layers, asks the next one when the first answers with an error, and sees a file that
 appeared in one meanwhile; and that an ordinary lower layer works as target of redirects. What the documentation of
 overlayfs calls undefined ("changes to underlying filesystems") is thus known, not hoped for. Takes some 20 ms, in a
-child, once for each start of the machine and kernel; the result is kept in a file.
+child; `kernelfacts.py` keeps the result.
 """
 
 import contextlib
 import errno
 import io
-import json
 import os
 import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mica import linux
 from mica.digest import Algorithm
-from mica.errors import MicaError, UserError
+from mica.errors import MicaError
 from mica.fetch.cache import Cache
-from mica.files import mapped_os_errors, replace_file
+from mica.files import mapped_os_errors
 from mica.metaimage.inode import Inode
 from mica.metaimage.writer import write_image
 from mica.mount import fuse_abi
@@ -35,72 +34,24 @@ from mica.mount.serverprocess import run_in_child
 from mica.node.counts import SharedCounts
 from mica.node.directory import NodeDirectory
 from mica.node.images import format_mask
+from mica.node.kernelfacts import KernelFacts
 from mica.node.messages import Question, Result
 from mica.node.objectfs import ObjectFileSystem
-from mica.node.stack import Method, plan_stack
+from mica.node.stack import plan_stack
 from mica.repo.localname import LocalName
 from mica.repo.objects import Compression, pack
 
 _CONTENT = b"what the self-test fetches\n"
-_KEPT_VERSION = 1
 _DIRECTORY = Inode(stat.S_IFDIR | 0o755)
-
-
-@dataclass(frozen=True, slots=True)
-class KernelFacts:
-    """Each is empty if it works here, otherwise the reason why not."""
-
-    image_from_file: str
-    image_by_loop: str
-    trigger: str
-    ordinary: str
-
-    def reason_against(self, method: Method) -> str:
-        """Why a method does not work here; empty if it does."""
-        if method is Method.KERNEL:
-            return self.image_from_file or self.trigger
-        if method is Method.LOOP:
-            return self.image_by_loop or self.trigger
-        if method is Method.ORDINARY:
-            return (self.image_from_file and self.image_by_loop) or self.ordinary
-        return ""
-
-    @property
-    def best(self) -> Method:
-        return next(method for method in Method if not self.reason_against(method))
-
-    def choose(self, wanted: Method | None) -> Method:
-        """The wanted method, or the best one. Raises UserError if what is wanted does not work here."""
-        if wanted is None:
-            return self.best
-        reason = self.reason_against(wanted)
-        if reason:
-            raise UserError(f"This kernel cannot mount by method {wanted.value!r}: {reason}.")
-        return wanted
-
-
-def kernel_facts(cache: Path) -> KernelFacts:
-    """What is known from an earlier test in this life of the machine, or a new test; it holds for the file system of
-    this cache directory. To be called without threads."""
-    life = f"{_KEPT_VERSION} {os.uname().release} {Path('/proc/sys/kernel/random/boot_id').read_text('ascii').strip()}"
-    kept = cache / "kernel.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        values = json.loads(kept.read_bytes())
-        if values["life"] == life:
-            return KernelFacts(**values["facts"])
-    facts = test_kernel(cache)
-    with mapped_os_errors(f"write {kept}"):
-        document = json.dumps({"life": life, "facts": asdict(facts)})
-        replace_file(kept, document.encode("utf-8"), mode=0o600, durable=False)
-    return facts
 
 
 def test_kernel(cache: Path) -> KernelFacts:
     """Try everything, in a child with mounts of its own."""
-    with mapped_os_errors(f"use the cache directory {cache}"):
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".selftest-", dir=cache) as work:
-            values: dict[str, Any] = run_in_child(lambda: asdict(_test_in_private(Path(work))))
+    with (
+        mapped_os_errors(f"use the cache directory {cache}"),
+        tempfile.TemporaryDirectory(prefix=".selftest-", dir=cache) as work,
+    ):
+        values: dict[str, Any] = run_in_child(lambda: asdict(_test_in_private(Path(work))))
     return KernelFacts(**values)
 
 

@@ -1,4 +1,7 @@
-"""The two servers of a node, as what a child process runs (`mount/serverprocess.py`). Neither knows who started it."""
+"""The two servers of a node, as what a child process runs (`mount/serverprocess.py`). Neither knows who started it.
+
+What they are made of is imported in them: at the same time, and while who started them goes on.
+"""
 
 import contextlib
 import os
@@ -6,18 +9,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mica.errors import MicaError
-from mica.fetch.cache import Cache
-from mica.fetch.location import RepositoryLocation, open_repository
-from mica.mount.serverprocess import Stopped
-from mica.node.completion import Completion
+from mica.fetch.location import RepositoryLocation
+from mica.mount.serverprocess import Serve, Stopped
 from mica.node.directory import NodeDirectory
-from mica.node.preparing import Preparation
-from mica.node.service import Service, Supply
-from mica.node.sessionprocess import serve_session
 from mica.node.stack import Method
 from mica.thin.descriptor import ThinDescriptor
+
+if TYPE_CHECKING:
+    from mica.node.preparing import Preparation
 
 FILESYSTEM_NAME = "mica#objects"
 
@@ -36,19 +38,35 @@ class NodeSettings:
     complete_bytes_per_s: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """A server that a supervisor keeps running. `make` is told whether the server follows one that died."""
+
+    name: str
+    make: Callable[[bool], Serve]
+
+
 def service_of(
     settings: NodeSettings, *, first: ThinDescriptor | None = None
 ) -> Callable[[Callable[[], None]], dict[str, int]]:
     """The service; its result is its traffic. It begins with the layers of `first`, before anybody asks."""
 
     def serve(ready: Callable[[], None]) -> dict[str, int]:
+        from mica.fetch.cache import Cache
+        from mica.fetch.location import open_repository
+        from mica.node.completion import Completion
+        from mica.node.imagecheck import open_checkers
+        from mica.node.preparing import Preparation
+        from mica.node.service import Service, Supply
+
         with contextlib.ExitStack() as stack:
+            check = stack.enter_context(open_checkers())
             cache = stack.enter_context(Cache(settings.cache))
             clients = [stack.enter_context(open_repository(place, settings.cache)) for place in settings.locations]
             supply = Supply(cache, clients)
             rate = settings.complete_bytes_per_s
             completion = Completion(cache, supply.answer, lambda: supply.last_asked, rate) if rate else None
-            preparation = Preparation(cache, clients, settings.directory, settings.method, completion)
+            preparation = Preparation(cache, clients, settings.directory, settings.method, completion, check)
             if first is not None:
                 threading.Thread(target=_begin, args=(preparation, first), name="first", daemon=True).start()
             with contextlib.suppress(Stopped):
@@ -58,7 +76,7 @@ def service_of(
     return serve
 
 
-def _begin(preparation: Preparation, descriptor: ThinDescriptor) -> None:
+def _begin(preparation: "Preparation", descriptor: ThinDescriptor) -> None:
     # Whoever asks for the layers joins this, or does it again and is told what is wrong.
     with contextlib.suppress(MicaError):
         preparation.obtain(descriptor)
@@ -72,6 +90,8 @@ def session_of(settings: NodeSettings, fuse_fd: int, *, resend: bool = False) ->
     """The server of the object filesystem; the descriptor stays the caller's."""
 
     def serve(ready: Callable[[], None]) -> None:
+        from mica.node.sessionprocess import serve_session
+
         ready()
         with contextlib.suppress(Stopped):
             serve_session(

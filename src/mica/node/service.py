@@ -72,8 +72,15 @@ class Supply:
             return 0
         part = self._part(name)
         if question.kind is Kind.RANGE:
-            client.fetch_chunks(part, part.missing(question.offset, question.size))
+            self._fetch_range(client, part, question)
         return part.inode
+
+    @staticmethod
+    def _fetch_range(client: RepositoryClient, part: PartFile, question: Question) -> None:
+        if question.ticket:
+            client.fetch_range(part, question.offset, question.size)
+        else:  # completion, which has a rate of its own
+            client.fetch_chunks(part, part.missing(question.offset, question.size))
 
     def _part(self, name: LocalName) -> PartFile:
         with self._lock:

@@ -17,10 +17,12 @@ _BACKLOG = 64
 
 
 @contextlib.contextmanager
-def listening(path: Path, *, is_kept: bool = False) -> Iterator[socket.socket]:
+def listening(
+    path: Path, *, kind: socket.SocketKind = socket.SOCK_SEQPACKET, is_kept: bool = False
+) -> Iterator[socket.socket]:
     """A socket that takes connections at this path, which a predecessor may have left. Its file goes with the block,
     unless it is kept for another process that got the socket."""
-    with _short_path(path) as short, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+    with _short_path(path) as short, socket.socket(socket.AF_UNIX, kind) as server:
         path.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:

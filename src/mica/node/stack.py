@@ -4,11 +4,12 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from mica.fetch.cache import Cache
-from mica.node.directory import NodeDirectory
-from mica.node.objectfs import ANY_DIRECTORY, ERROR_DIRECTORY
+from mica.node.directory import ANY_DIRECTORY, ERROR_DIRECTORY, NodeDirectory
+
+if TYPE_CHECKING:
+    from mica.fetch.cache import Cache
 
 
 class Method(enum.StrEnum):
@@ -48,7 +49,12 @@ class LayerStack:
 
 
 def plan_stack(
-    images: Sequence[Path], cache: Cache, node: NodeDirectory, repositories: Sequence[int], *, mask: Path | None = None
+    images: Sequence[Path],
+    cache: "Cache",
+    node: NodeDirectory,
+    repositories: Sequence[int],
+    *,
+    mask: Path | None = None,
 ) -> LayerStack:
     """A union of mounted metadata images, top first, whose content is in these repositories, by number.
 

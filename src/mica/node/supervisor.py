@@ -1,8 +1,9 @@
-"""The node of a host: mounts the object filesystem, and keeps its two servers running.
+"""The node of a host: mounts the object filesystem, and keeps its servers running.
 
     supervisor (one thread: it forks)
     ├── service    fetches, prepares layers           `service.py`, `preparing.py`
-    └── session    answers the kernel                 `sessionprocess.py`
+    ├── session    answers the kernel                 `sessionprocess.py`
+    └── others     what the caller gives              engines' drivers
     holder         outlives them all                  `holder.py`
 
 A server that dies is started anew: the service is asked again for what it owed, the session is given again what it had
@@ -20,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never, Self
@@ -30,9 +31,9 @@ from mica.errors import TemporaryError, UserError
 from mica.files import locked, mapped_os_errors, replace_file
 from mica.logs import logger
 from mica.mount.fuse_session import mount_fuse
-from mica.mount.serverprocess import Stopped, start_server_process
+from mica.mount.serverprocess import ServerProcess, Stopped, start_server_process
 from mica.node.directory import NodeDirectory
-from mica.node.servers import FILESYSTEM_NAME, NodeSettings, service_of, session_of
+from mica.node.servers import FILESYSTEM_NAME, NodeSettings, ServerSpec, service_of, session_of
 from mica.node.sockets import connect, listening
 from mica.node.systemd import ServiceManager
 
@@ -42,8 +43,11 @@ _STOP_S = 15.0
 _HOLDER = Path(__file__).with_name("holder.py")
 
 
-def run_node(settings: NodeSettings, ready: Callable[[], None], manager: ServiceManager) -> None:
+def run_node(
+    settings: NodeSettings, ready: Callable[[], None], manager: ServiceManager, others: Sequence[ServerSpec] = ()
+) -> None:
     """Run until SIGTERM or SIGINT; mounts and containers stay, for a successor. To be called without other threads.
+    `others` run beside the node's own servers: started after them, stopped before.
 
     Raises TemporaryError if a node runs in this directory already, UserError for what cannot be mounted.
     """
@@ -55,7 +59,12 @@ def run_node(settings: NodeSettings, ready: Callable[[], None], manager: Service
         settings = _numbered(settings)
         with contextlib.suppress(Stopped):
             fuse_fd, is_taken_over = stack.enter_context(_session_descriptor(settings, manager))
-            with _Servers(settings, fuse_fd, resend=is_taken_over) as servers:
+            session = ServerSpec(
+                "server of the object filesystem",
+                lambda follows: session_of(settings, fuse_fd, resend=follows or is_taken_over),
+            )
+            service = ServerSpec("service", lambda _: service_of(settings))
+            with _Servers((service, session, *others), essential=session) as servers:
                 servers.wait_until_ready()
                 ready()
                 manager.notify("READY=1")
@@ -207,41 +216,40 @@ def _start_holder(node: NodeDirectory, fuse_fd: int, deadline_s: float) -> socke
 
 
 class _Servers:
-    """The two children, started anew when they die; stopped at the end of the block."""
+    """The children, started anew when they die; stopped at the end of the block, the last one first."""
 
-    def __init__(self, settings: NodeSettings, fuse_fd: int, *, resend: bool) -> None:
-        self._settings = settings
-        self._fuse_fd = fuse_fd
-        self._service = start_server_process(service_of(settings))
-        self._session = start_server_process(session_of(settings, fuse_fd, resend=resend))
+    def __init__(self, specs: Sequence[ServerSpec], essential: ServerSpec) -> None:
+        self._essential = essential
+        self._running: dict[str, tuple[ServerSpec, ServerProcess]] = {}
+        for spec in specs:
+            self._start(spec, follows=False)
+
+    def _start(self, spec: ServerSpec, *, follows: bool) -> None:
+        self._running[spec.name] = (spec, start_server_process(spec.make(follows)))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in (self._session, self._service):
+        for _spec, server in reversed(self._running.values()):
             server.stop()
 
     def wait_until_ready(self) -> None:
-        for server in (self._service, self._session):
+        for _, server in self._running.values():
             server.wait_until_ready()
 
     def keep_running(self) -> None:
-        """Until the object filesystem is unmounted; a signal's exception ends it before."""
+        """Until the essential one ends by itself; a signal's exception ends it before."""
         while True:
             pid, status = os.wait()
-            if pid == self._session.pid:
-                if status == 0:
+            dead = [(spec, server) for spec, server in self._running.values() if server.pid == pid]
+            for spec, server in dead:
+                if spec is self._essential and status == 0:
                     return
-                _log.error("the server of the object filesystem died (%s) and is started anew", _cause(status))
-                self._session.stop()
+                _log.error("the %s died (%s) and is started anew", spec.name, _cause(status))
+                server.stop()
                 time.sleep(_RESTART_S)
-                self._session = start_server_process(session_of(self._settings, self._fuse_fd, resend=True))
-            elif pid == self._service.pid:
-                _log.error("the service died (%s) and is started anew", _cause(status))
-                self._service.stop()
-                time.sleep(_RESTART_S)
-                self._service = start_server_process(service_of(self._settings))
+                self._start(spec, follows=True)
 
 
 def _cause(status: int) -> str:

@@ -67,12 +67,18 @@ def parse_challenges(header: str) -> tuple[Challenge, ...]:
     return tuple(challenges)
 
 
-def pull_scope(repository: str) -> str:
-    return f"repository:{repository}:pull"
+def repository_scope(repository: str, *, can_push: bool) -> str:
+    return f"repository:{repository}:{'pull,push' if can_push else 'pull'}"
 
 
 def plan_token_request(
-    challenge: Challenge, credential: Credential | None, *, repository: str, registry: str, is_plain_http: bool
+    challenge: Challenge,
+    credential: Credential | None,
+    *,
+    repository: str,
+    registry: str,
+    is_plain_http: bool,
+    can_push: bool = False,
 ) -> TokenRequest:
     """Raises UserError for a realm that is no URL, or no place for a password."""
     realm = challenge.parameters.get("realm", "")
@@ -81,7 +87,7 @@ def plan_token_request(
         raise UserError(f"{registry} names no usable token server: {realm[:200]!r}.")
     if scheme == "http" and credential is not None and not is_plain_http:
         raise UserError(f"{registry} wants a password sent in plain HTTP, which is refused.")
-    query = {"scope": challenge.parameters.get("scope") or pull_scope(repository)}
+    query = {"scope": challenge.parameters.get("scope") or repository_scope(repository, can_push=can_push)}
     if service := challenge.parameters.get("service"):
         query["service"] = service
     if credential is not None and credential.identity_token:

@@ -11,8 +11,10 @@ import urllib3
 from mica.errors import IntegrityError, TemporaryError
 from mica.oci.transport import UnreachableError, discard, explained_http_error
 
-# More than a registry on a bad line needs; few enough that one which sends a byte at a time is left alone.
+# More than a registry on a bad line needs; few enough that one which sends a byte at a time is left alone. Counted anew
+# after every _PROGRESS_BYTES, so that a large layer may break off as often as it must.
 _RESUME_LIMIT = 8
+_PROGRESS_BYTES = 4 << 20
 _PATIENCE_S = 60.0
 _SLOWEST_BYTES_PER_S = 1024
 _SKIP_SIZE = 128 << 10
@@ -31,6 +33,7 @@ class BlobStream:
         self._backoff_s = backoff_s
         self._offset = 0
         self._resumes = 0
+        self._counted_from = 0
         self._waited_s = 0.0
         self._response = self._open()
 
@@ -53,6 +56,8 @@ class BlobStream:
             return b""
 
     def _resume(self) -> None:
+        if self._offset - self._counted_from >= _PROGRESS_BYTES:
+            self._resumes, self._counted_from = 0, self._offset
         while True:
             self._response.close()
             if self._resumes == _RESUME_LIMIT:

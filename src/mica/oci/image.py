@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mica.errors import IntegrityError, UserError
 from mica.oci import mediatypes
@@ -19,6 +19,7 @@ from mica.oci.platforms import Platform, best_platform
 from mica.oci.reference import Reference
 
 _INDEX_DEPTH = 4
+_PLATFORM_LIMIT = 100
 _UNKNOWN_OS = "unknown"
 
 
@@ -94,6 +95,10 @@ class Image:
     def manifest_digest(self) -> str:
         return blob_digest(self.manifest.raw)
 
+    def open_stored(self, descriptor: Descriptor) -> AbstractContextManager[Readable]:
+        """A blob as it is stored, not verified."""
+        return self._open_blob(descriptor)
+
     @contextlib.contextmanager
     def open_layer(self, layer: LayerSource, max_bytes: int) -> Iterator[LayerStream]:
         with (
@@ -101,6 +106,13 @@ class Image:
             open_layer(raw, layer.descriptor, layer.diff_id, max_bytes=max_bytes, image=self.name) as stream,
         ):
             yield stream
+
+
+class PlatformImage(NamedTuple):
+    """One image of an index, and what the index says it is for."""
+
+    platform: Platform
+    image: Image
 
 
 def assemble_image(
@@ -136,6 +148,33 @@ def open_described(
             return open_manifest(document, reader, platform=platform, name=name, reference=reference)
         descriptors = document.manifests
     raise UserError(f"{name} is an index of indexes of indexes.")
+
+
+def open_every(
+    descriptors: Sequence[Descriptor],
+    reader: BlobReader,
+    *,
+    name: str,
+    reference: Reference | None = None,
+    depth: int = 1,
+) -> "list[PlatformImage]":
+    """All images that descriptors lead to, in their order. Raises UserError for more than 100, or indexes too deep."""
+    found: list[PlatformImage] = []
+    for descriptor in descriptors:
+        if descriptor.platform is not None and descriptor.platform.os == _UNKNOWN_OS:
+            continue
+        data = reader.read_document(descriptor, what=f"The manifest of {name}")
+        document = parse_image_document(data, media_type=descriptor.media_type, what=f"The manifest of {name}")
+        if isinstance(document, Manifest):
+            image = open_manifest(document, reader, platform=None, name=name, reference=reference)
+            found.append(PlatformImage(descriptor.platform or image.config.platform, image))
+        elif depth < _INDEX_DEPTH:
+            found += open_every(document.manifests, reader, name=name, reference=reference, depth=depth + 1)
+        else:
+            raise UserError(f"{name} is an index of indexes of indexes.")
+        if len(found) > _PLATFORM_LIMIT:
+            raise UserError(f"{name} has more than {_PLATFORM_LIMIT} images.")
+    return found
 
 
 def open_document(

@@ -45,7 +45,7 @@ class _CheckedBlob(io.RawIOBase):
         self._descriptor = descriptor
         self._name = name
         self._hasher = new_blob_hasher(descriptor.digest)
-        self._size = 0
+        self.size = 0
         self._ahead = b""
         self.frames: zstdframes.FrameWalker | None = None
 
@@ -76,8 +76,8 @@ class _CheckedBlob(io.RawIOBase):
         with mapped_os_errors(f"read {self._name}"):
             data = self._raw.read(size)
         self._hasher.update(data)
-        self._size += len(data)
-        if self._size > self._descriptor.size:
+        self.size += len(data)
+        if self.size > self._descriptor.size:
             raise IntegrityError(f"{self._name} is longer than the {self._descriptor.size} bytes its manifest says.")
         return data
 
@@ -85,8 +85,8 @@ class _CheckedBlob(io.RawIOBase):
         """Read what is left and compare. Raises IntegrityError."""
         while self.read(READ_SIZE):
             pass
-        if self._size != self._descriptor.size:
-            raise IntegrityError(f"{self._name} has {self._size} bytes instead of {self._descriptor.size}.")
+        if self.size != self._descriptor.size:
+            raise IntegrityError(f"{self._name} has {self.size} bytes instead of {self._descriptor.size}.")
         if finished_digest(self._hasher) != self._descriptor.digest:
             raise IntegrityError(f"{self._name} does not have the digest {self._descriptor.digest}.")
 
@@ -104,6 +104,11 @@ class LayerStream:
         self._buffer = memoryview(b"")
         self._verified = False
         self.size = 0
+
+    @property
+    def stored_size(self) -> int:
+        """Compressed bytes that were read so far."""
+        return self._blob.size
 
     def read(self, size: int, /) -> bytes:
         """Exactly `size` bytes, fewer only at the end.

@@ -4,11 +4,12 @@ A redirect to another origin is followed without Authorization, and never from H
 become ours here; messages name hosts and never whole URLs, because storage back ends sign them.
 """
 
+import contextlib
 import email.utils
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,20 @@ class TransportOptions:
     longest_wait_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whose certificates a server may have, besides those of the whole transport, and the one we show it."""
+
+    ca_files: tuple[Path, ...] = ()
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    is_verified: bool = True
+
+
+USUAL_TRUST = Trust()
+NO_TRUST = Trust(is_verified=False)
+
+
 class Origin(NamedTuple):
     """What a header with a secret in it is for."""
 
@@ -57,7 +72,7 @@ class Transport:
 
     def __init__(self, options: TransportOptions) -> None:
         self.options = options
-        self._pools: dict[bool, urllib3.PoolManager] = {}
+        self._pools: dict[Trust, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -67,30 +82,46 @@ class Transport:
     def answers(self, url: str) -> bool:
         """Whether anything at all answers HTTP there, of which no certificate is asked. One attempt."""
         try:
-            discard(self._attempt(url, {}, None, what="its version", verify=False))
+            discard(self._attempt("GET", url, {}, None, what="its version", trust=NO_TRUST))
         except UnreachableError:
             return False
         return True
 
-    def get(
-        self, url: str, headers: Mapping[str, str], *, what: str, body: bytes | None = None, verify: bool = True
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        what: str,
+        body: bytes | None = None,
+        trust: Trust = USUAL_TRUST,
+        attempts: int = 0,
     ) -> urllib3.BaseHTTPResponse:
         """The answer that is neither a redirect nor an overloaded server; the caller reads and closes it.
 
-        A body makes it a POST, which is not redirected. Raises TemporaryError after the last attempt.
+        Only GET and HEAD are redirected. `attempts` instead of the usual number of them, where it matters that the
+        same request is not sent twice. Raises TemporaryError after the last attempt.
         """
         for _ in range(_REDIRECT_LIMIT + 1):
-            response = self._attempt_all(url, headers, body, what=what, verify=verify)
+            response = self._attempt_all(
+                method, url, headers, body, what=what, trust=trust, attempts=attempts or self.options.attempts
+            )
             location = response.headers.get("Location", "")
-            if response.status not in _REDIRECTS or not location or body is not None:
+            if response.status not in _REDIRECTS or not location or method not in {"GET", "HEAD"}:
                 return response
             discard(response)
             target = self._redirected(url, location, what=what)
             if parse_origin(target, what=what) != parse_origin(url, what=what):
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
-                verify = not self.options.insecure
+                trust = NO_TRUST if self.options.insecure else USUAL_TRUST
             url = target
         raise UserError(f"{_host(url)} redirects without end for {what}.")
+
+    def get(
+        self, url: str, headers: Mapping[str, str], *, what: str, trust: Trust = USUAL_TRUST
+    ) -> urllib3.BaseHTTPResponse:
+        return self.send("GET", url, headers, what=what, trust=trust)
 
     def _redirected(self, url: str, location: str, *, what: str) -> str:
         try:
@@ -103,13 +134,21 @@ class Transport:
         return target
 
     def _attempt_all(
-        self, url: str, headers: Mapping[str, str], body: bytes | None, *, what: str, verify: bool
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        what: str,
+        trust: Trust,
+        attempts: int,
     ) -> urllib3.BaseHTTPResponse:
-        for attempt in range(1, self.options.attempts + 1):
-            is_last = attempt == self.options.attempts
+        for attempt in range(1, attempts + 1):
+            is_last = attempt == attempts
             wait_s = self.options.backoff_s * 2 ** (attempt - 1)
             try:
-                response = self._attempt(url, headers, body, what=what, verify=verify)
+                response = self._attempt(method, url, headers, body, what=what, trust=trust)
             except TemporaryError:
                 if is_last:
                     raise
@@ -126,13 +165,13 @@ class Transport:
         raise AssertionError("a transport makes at least one attempt")
 
     def _attempt(
-        self, url: str, headers: Mapping[str, str], body: bytes | None, *, what: str, verify: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, what: str, trust: Trust
     ) -> urllib3.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=self.options.connect_timeout_s, read=self.options.read_timeout_s)
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"} | dict(headers)
         try:
-            return self._pool(verify=verify).request(
-                "GET" if body is None else "POST",
+            return self._pool(trust).request(
+                method,
                 url,
                 body=body,
                 headers=sent,
@@ -145,21 +184,42 @@ class Transport:
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise explained_http_error(error, _host(url), what=what) from error
 
-    def _pool(self, *, verify: bool) -> urllib3.PoolManager:
+    def _pool(self, trust: Trust) -> urllib3.PoolManager:
         with self._lock:
-            if verify not in self._pools:
-                self._pools[verify] = self._new_pool(verify=verify)
-            return self._pools[verify]
+            if trust not in self._pools:
+                self._pools[trust] = self._new_pool(trust)
+            return self._pools[trust]
 
-    def _new_pool(self, *, verify: bool) -> urllib3.PoolManager:
-        context = ssl.create_default_context(cafile=None if self.options.ca_file is None else str(self.options.ca_file))
-        if not verify:
-            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+    def _new_pool(self, trust: Trust) -> urllib3.PoolManager:
+        context = self._context(trust)
         if self.options.proxy_url:
             return urllib3.ProxyManager(self.options.proxy_url, maxsize=_POOL_SIZE, ssl_context=context)
         return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
+
+    def _context(self, trust: Trust) -> ssl.SSLContext:
+        ca_file = self.options.ca_file
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        for path in trust.ca_files:
+            with _mapped_tls_errors(f"the CA file {path}"):
+                context.load_verify_locations(cafile=path)
+        if trust.client_certificate is not None:
+            with _mapped_tls_errors(f"the client certificate {trust.client_certificate}"):
+                context.load_cert_chain(trust.client_certificate, trust.client_key)
+        if not trust.is_verified:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+@contextlib.contextmanager
+def _mapped_tls_errors(file: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLError as error:
+        raise UserError(f"{file[0].upper()}{file[1:]} is not one in PEM form.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
 
 
 def read_body(response: urllib3.BaseHTTPResponse, limit_bytes: int, *, host: str, what: str) -> bytes:

@@ -4,6 +4,7 @@ Catalogs are loaded when a path leads into them and written back, children befor
 changed. Paths are absolute bytes without a trailing slash; the root is empty. One thread.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,12 @@ class CatalogTree:
 
     def children(self, path: bytes) -> list[Entry]:
         return [row.entry for row in self._branch_below(path).view.children(path_hash(path))]
+
+    def chunks(self, path: bytes) -> tuple[Chunk, ...]:
+        """Those of a file that has some."""
+        branch = self._branch_of(path)
+        row = branch.view.find(path)
+        return tuple(branch.view.chunks(row)) if row is not None and row.entry.flags & Flag.CHUNKED else ()
 
     def put(self, path: bytes, entry: Entry, chunks: Sequence[Chunk] = ()) -> None:
         """Add or replace an entry that is no mountpoint; its parent must be a directory."""
@@ -302,6 +309,28 @@ def seal_catalog(
     store.put(packed.digest.object_path(Suffix.CATALOG), packed.stored)
     writer.path.unlink()
     return SealedCatalog(NestedCatalog(b"", packed.digest, size), sealed.counters, sealed.root)
+
+
+def load_sealed(store: ObjectStore, work: Path, nested: NestedCatalog) -> SealedCatalog:
+    """A finished catalog from its object, as `seal_catalog` returned it; `nested.path` is where it is mounted.
+
+    Raises NotFoundError if the store does not have it, IntegrityError if it is not that catalog.
+    """
+    what = f"{nested.digest} of {shown(nested.path)}"
+    stored = read_limited(store, nested.digest.object_path(Suffix.CATALOG), CATALOG_LIMIT)
+    path = work / "sealed.sqlite"
+    path.write_bytes(unpack(stored, nested.digest, limit=nested.size))
+    try:
+        with contextlib.closing(Catalog.open(path, what)) as catalog:
+            row = catalog.find(nested.path)
+            if row is None:
+                raise IntegrityError(f"Catalog {what} says it belongs to {shown(catalog.root_prefix)}.")
+            counts = catalog.counters()
+            own = tuple(counts.get(f"self_{counter}", 0) for counter in COUNTERS)
+            below = tuple(counts.get(f"subtree_{counter}", 0) for counter in COUNTERS)
+            return SealedCatalog(nested._replace(path=b""), Counters(own, below), row.entry)
+    finally:
+        path.unlink()
 
 
 def _slashes(path: bytes) -> Iterator[int]:

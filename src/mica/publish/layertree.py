@@ -196,13 +196,13 @@ class LayerTree:
         """
         if self._finished:
             raise ValueError("a finished layer tree takes no more members")
-        parts = _path_parts(entry.name)
+        parts = path_parts(entry.name)
         if not parts:
             return self._set_root(entry)
         *parents, name = parts
         if self._is_layer:
             self._check_below_whiteout(parts, entry.name)
-            if name.startswith(WHITEOUT_PREFIX) and not _is_aufs(parts):
+            if name.startswith(WHITEOUT_PREFIX) and not is_aufs(parts):
                 self._add_marker(self._directory(parents, entry.name), name, entry.name)
                 return None
         if entry.kind is Kind.HARDLINK:
@@ -240,7 +240,7 @@ class LayerTree:
         return node
 
     def _add_hardlink(self, parents: list[bytes], name: bytes, entry: TarEntry) -> None:
-        target = self._find(_path_parts(entry.link))
+        target = self._find(path_parts(entry.link))
         if target is None or target.kind is Kind.DIRECTORY:
             what = "a directory" if target is not None else "no earlier member of this archive"
             raise UserError(
@@ -293,7 +293,7 @@ class LayerTree:
             if child is None:
                 return None
             node = child
-        if self._is_layer and parts and parts[-1].startswith(WHITEOUT_PREFIX) and not _is_aufs(parts):
+        if self._is_layer and parts and parts[-1].startswith(WHITEOUT_PREFIX) and not is_aufs(parts):
             return None
         return node
 
@@ -343,7 +343,7 @@ class LayerTree:
                 kept[key] = value
                 self._charge(_XATTR_BYTES + len(key) + len(value))
             else:
-                self._drop_xattr(b"/" + b"/".join(_path_parts(entry.name)), key, value)
+                self._drop_xattr(b"/" + b"/".join(path_parts(entry.name)), key, value)
         return kept or _NO_XATTRS
 
     def _is_allowed(self, key: bytes) -> bool:
@@ -470,7 +470,7 @@ class LayerTree:
             report.implied_directories.append(printable(path or b"/"))
 
 
-def _path_parts(name: bytes) -> list[bytes]:
+def path_parts(name: bytes) -> list[bytes]:
     """Components of a member's name inside the root. `..` is refused, never resolved."""
     parts = name.split(b"/")
     if b".." in parts:
@@ -480,7 +480,7 @@ def _path_parts(name: bytes) -> list[bytes]:
     return parts
 
 
-def _is_aufs(parts: list[bytes]) -> bool:
+def is_aufs(parts: list[bytes]) -> bool:
     """Aufs's own files, dropped at the end; until then hard links may point into `.wh..wh.plnk`, as in old images."""
     return any(part.startswith(AUFS_PREFIX) and part != OPAQUE_MARKER for part in parts)
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from mica.digest import Suffix
 from mica.errors import NotFoundError, UserError
 from mica.files import locked, mapped_os_errors, remove_unfinished, replace_file
-from mica.publish.catalogtree import directory_entry
+from mica.publish.catalogtree import CatalogTree, directory_entry
 from mica.publish.settings import RepositorySettings, read_settings, state_directory, write_settings
 from mica.publish.transaction import Publication, Transaction, publish_manifest
+from mica.repo.catalog import NestedCatalog
 from mica.repo.manifest import NAME as MANIFEST
 from mica.repo.manifest import Manifest, is_fqrn
 from mica.repo.objects import unpack
@@ -76,12 +78,12 @@ class ReleaseManager:
         return trust.verified().manifest
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self, *, wait_s: float = 0.0) -> Iterator[Transaction]:
         """Change the repository; published when the block ends, dropped when it raises.
 
-        Raises TemporaryError while somebody else publishes.
+        Raises TemporaryError if somebody else publishes for longer than `wait_s`.
         """
-        with self._locked():
+        with self._locked(wait_s):
             head = self.head()
             with self._transaction(head, self._metainfo(head)) as transaction:
                 yield transaction
@@ -103,8 +105,35 @@ class ReleaseManager:
             self._clear_work()
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self._home / "lock", what=f"Repository {self.fqrn}"):
+    def snapshot(self) -> Iterator[CatalogTree]:
+        """The newest revision to look at; changes to it go nowhere."""
+        head = self.head()
+        with tempfile.TemporaryDirectory(prefix="mica-look-") as work:
+            catalogs = CatalogTree(self.store, Path(work), self.settings.objects.algorithm)
+            try:
+                catalogs.load(NestedCatalog(b"", head.root_catalog, head.root_catalog_size))
+                yield catalogs
+            finally:
+                catalogs.close()
+
+    @property
+    def layers(self) -> Path:
+        """Directory of layers that are being made or wait for a revision; see thin/staging.py."""
+        return self._home / "layers"
+
+    @property
+    def sync(self) -> Path:
+        """Directory of what recipes have brought into the repository; see sync/state.py."""
+        return self._home / "sync"
+
+    @property
+    def thin(self) -> Path:
+        """Directory of thin images that were made on demand; see portal/shelf.py."""
+        return self._home / "thin"
+
+    @contextlib.contextmanager
+    def _locked(self, wait_s: float = 0.0) -> Iterator[None]:
+        with locked(self._home / "lock", what=f"Repository {self.fqrn}", wait_s=wait_s):
             self._clear_work()
             remove_unfinished(self._home)
             self.store.clear_unfinished()

@@ -21,7 +21,7 @@ from mica.store.base import ObjectStore, Readable
 
 _BATCH_BYTES = 512 << 10
 _BATCH_FILES = 64
-_IN_FLIGHT_BYTES = 48 << 20
+IN_FLIGHT_BYTES = 48 << 20
 
 
 class Content(NamedTuple):
@@ -67,7 +67,15 @@ class _Stored(NamedTuple):
 class ObjectWriter:
     """Use as a context manager; leaving it with an error drops what was not stored yet."""
 
-    def __init__(self, store: ObjectStore, rules: ObjectRules, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        rules: ObjectRules,
+        *,
+        threads: int | None = None,
+        in_flight_bytes: int = IN_FLIGHT_BYTES,
+    ) -> None:
+        self._limit_bytes = in_flight_bytes
         self._store = store
         self._rules = rules
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="objects")
@@ -132,7 +140,7 @@ class ObjectWriter:
     def _submit(self) -> None:
         if not self._batch:
             return
-        while self._running and (self._in_flight + self._batch_bytes > _IN_FLIGHT_BYTES or self._running[0][0].done()):
+        while self._running and (self._in_flight + self._batch_bytes > self._limit_bytes or self._running[0][0].done()):
             self._collect()
         self._running.append((self._pool.submit(self._store_batch, self._batch), self._batch_bytes))
         self._in_flight += self._batch_bytes

@@ -18,18 +18,17 @@ from mica.digest import Digest, Suffix, digest_of
 from mica.errors import NotFoundError
 from mica.files import replace_file
 from mica.publish.catalogtree import CatalogTree
-from mica.publish.objectwriter import Content, ObjectRules, ObjectWriter
-from mica.publish.treerows import file_entry
+from mica.publish.objectwriter import ObjectRules, ObjectWriter
+from mica.publish.storedfiles import store_file, store_marker
 from mica.repo.catalog import NestedCatalog
 from mica.repo.catalogwriter import Stamp
-from mica.repo.chunking import ChunkRule
-from mica.repo.entry import MARKER, Chunk, Entry
+from mica.repo.entry import Entry
 from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
 from mica.repo.history import History, RefKind, Reflog, Tag, format_history, format_reflog, parse_history, parse_reflog
 from mica.repo.manifest import NAME as MANIFEST
 from mica.repo.manifest import Manifest, sign_manifest
 from mica.repo.objects import Compression, pack, pack_stock, unpack
-from mica.store.base import ObjectStore, Readable, read_limited
+from mica.store.base import ObjectStore, read_limited
 
 REFLOG = ".cvmfsreflog"
 
@@ -80,25 +79,11 @@ class Transaction:
 
     def store_file(self, name: bytes, data: bytes, *, mtime_s: int = 0) -> Entry:
         """Store a small file and return its entry."""
-        holder = _Holder()
-        self.objects.add_bytes(holder, data)
-        self.objects.finish()
-        assert holder.content is not None
-        return file_entry(name, len(data), holder.content, mtime_s=mtime_s)
-
-    def store_stream(
-        self, name: bytes, stream: Readable, size: int, rule: ChunkRule
-    ) -> tuple[Entry, tuple[Chunk, ...]]:
-        """Store a file of any size, cut by a rule; return its entry and its chunks."""
-        holder = _Holder()
-        self.objects.add(holder, stream, size, rule=rule)
-        self.objects.finish()
-        assert holder.content is not None
-        return file_entry(name, size, holder.content), holder.content.chunks
+        return store_file(self.objects, name, data, mtime_s=mtime_s)
 
     def marker(self) -> Entry:
         """The empty file that a nested catalog must hold; its object is stored."""
-        return self.store_file(MARKER, b"")
+        return store_marker(self.objects)
 
     def give_up(self) -> None:
         """End the block without a new revision: there was nothing to change."""
@@ -146,10 +131,6 @@ class Transaction:
             change(history)
         history.previous = self.head.history if self.head else None
         return store_history(self.store, self.rules, history)
-
-
-class _Holder:
-    content: Content | None = None
 
 
 def _numbered(stamp: str) -> "list[str]":

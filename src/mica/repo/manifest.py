@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
-
-from cryptography.hazmat.primitives.asymmetric import rsa
+from typing import TYPE_CHECKING
 
 from mica.digest import Algorithm, Digest, digest_of
 from mica.errors import IntegrityError
 from mica.repo.sealed import Sealed, format_sealed, parse_sealed
-from mica.repo.signing import sign_manifest_text
+
+if TYPE_CHECKING:  # who only reads manifests need not load cryptography
+    from cryptography.hazmat.primitives.asymmetric import rsa
 
 NAME = ".cvmfspublished"
 SIZE_LIMIT = 4096
@@ -62,8 +63,10 @@ def format_manifest(manifest: Manifest) -> bytes:
     return "".join(f"{key}{value}\n" for key, value in lines if value is not None).encode("ascii")
 
 
-def sign_manifest(manifest: Manifest, key: rsa.RSAPrivateKey) -> bytes:
+def sign_manifest(manifest: Manifest, key: "rsa.RSAPrivateKey") -> bytes:
     """The whole file."""
+    from mica.repo.signing import sign_manifest_text
+
     text = format_manifest(manifest)
     digest = digest_of(text, manifest.algorithm)
     sealed = format_sealed(text, digest, sign_manifest_text(key, digest.text.encode("ascii")))

@@ -129,18 +129,24 @@ class LocalStore:
         return True
 
     def _put_renamed(self, target: str, data: bytes) -> bool:
-        if os.path.exists(target):
-            return False
+        while not os.path.exists(target):
+            # Whoever takes the repository's lock clears up after the dead, and takes the file of the living with it.
+            with contextlib.suppress(FileNotFoundError):
+                self._rename_into(target, data)
+                return True
+        return False
+
+    def _rename_into(self, target: str, data: bytes) -> None:
         temporary = f"{self._text}/data/txn/{os.getpid()}-{os.urandom(8).hex()}"
+        fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _OBJECT_MODE)
         try:
-            with owned_fd(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _OBJECT_MODE)) as fd:
+            with owned_fd(fd):
                 write_all(fd, data)
             os.rename(temporary, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
-        return True
 
 
 def _make_directory(path: Path) -> None:

@@ -1,34 +1,31 @@
-"""An ordinary image into a repository and a thin image: each layer once, straight from the stream.
+"""Ordinary images into a repository and thin images: each layer once, straight from the stream.
 
-Missing layers become objects, a layer tree and a catalog; then come the chain links and the image's record; all of it
-is one revision. A layer's catalog depends on the layer alone, so two conversions anywhere give the same objects
-(docs/design/publishing.md). A layer is attached only after its digests were verified to the last byte. One thread
-besides the object writer's.
+Missing layers are made side by side and staged (thin/building.py, thin/staging.py), without the repository's lock and
+whatever becomes of the others; then one transaction attaches them, the chain links and the images' records: all of it
+is one revision, or none. Two conversions that share a layer make it once: the second waits for it. The caller's thread
+and one for each layer under way.
 """
 
-import json
-import tempfile
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from mica.errors import UserError
+from mica.errors import TemporaryError, UserError
 from mica.oci.image import ImageSource, LayerSource
 from mica.publish.catalogtree import CatalogTree, base_name, directory_entry, parent_path
-from mica.publish.ingest import Archive, build_layer_catalog, read_archive
-from mica.publish.layerimage import write_layer_image
-from mica.publish.layertree import CappedList, Mode
 from mica.publish.manager import ReleaseManager
 from mica.publish.transaction import Transaction
-from mica.repo.chunking import STANDARD_RULE, ChunkRule
 from mica.repo.entry import Entry, Flag
-from mica.tarstream import TarLimits, printable
+from mica.thin.building import DEFAULT_LIMITS, ConversionLimits, LayerBuilder
 from mica.thin.descriptor import LAYER_LIMIT, ThinDescriptor, ThinLayer
 from mica.thin.layout import (
     LAYERS,
-    TREE,
     chain_ids,
     chain_path,
     chain_target,
@@ -40,22 +37,25 @@ from mica.thin.layout import (
     tree_path,
 )
 from mica.thin.record import ImageRecord, format_record
+from mica.thin.staging import StagedLayer, Staging
 
-FORMAT_VERSION = 2
-MAX_LAYER_BYTES = 1 << 40
-WHOLE_IMAGE_BYTES = 8 << 20
-"""A metadata image up to this is one object, for one round trip; larger ones come in several streams at once."""
-
-_UNCUT = ChunkRule(WHOLE_IMAGE_BYTES, WHOLE_IMAGE_BYTES, WHOLE_IMAGE_BYTES)
-_TOLD = ("split_hardlinks", "dropped_xattrs", "image_dropped_xattrs", "implied_directories")
+DEFAULT_JOBS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ConversionLimits:
-    """What one layer may cost."""
+class LayerState(StrEnum):
+    """What has to be done for a layer: nothing; nothing but to publish it; all."""
 
-    max_layer_bytes: int = MAX_LAYER_BYTES
-    max_entries: int = 4_000_000
+    PUBLISHED = "published"
+    STAGED = "staged"
+    MISSING = "missing"
+
+
+class PlannedLayer(NamedTuple):
+    """A layer of a conversion, once even if several images have it; the first of them is where it is read from."""
+
+    image: ImageSource
+    layer: LayerSource
+    state: LayerState
 
 
 class ConvertedLayer(NamedTuple):
@@ -68,18 +68,24 @@ class ConvertedLayer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The result: the descriptor of the thin image, and what it took."""
+    """The result: what it took. `changes` are those of the layers made here, by digest."""
 
-    descriptor: ThinDescriptor
     layers: tuple[ConvertedLayer, ...]
     revision: int
     new_objects: int
     stored_bytes: int
-    changes: dict[str, dict[str, int]]
+    changes: dict[str, Mapping[str, int]]
+
+
+class WantedImage(NamedTuple):
+    """An image, and what is kept of it under its name."""
+
+    image: ImageSource
+    record: ImageRecord
 
 
 class Observer(Protocol):
-    """Told what happens; `cli/` draws bars with it."""
+    """Told what happens, from several threads; `cli/` draws bars with it."""
 
     def layer(self, number: int, count: int, layer: LayerSource) -> AbstractContextManager[Callable[[int], None]]: ...
 
@@ -94,99 +100,133 @@ def describe(image: ImageSource, fqrn: str, origin: str) -> ThinDescriptor:
     return ThinDescriptor(origin, tuple(layers))
 
 
+def plan_conversion(images: Sequence[ImageSource], manager: ReleaseManager) -> list[PlannedLayer]:
+    """What is to be done, lowest layers first. Reads the newest revision and takes no lock."""
+    staging = Staging(manager.layers, manager.store)
+    planned: dict[str, PlannedLayer] = {}
+    with manager.snapshot() as catalogs:
+        for image in images:
+            for layer in image.layers:
+                if layer.digest not in planned:
+                    state = _state_of(layer, catalogs, staging)
+                    planned[layer.digest] = PlannedLayer(image, layer, state)
+    return list(planned.values())
+
+
+def _state_of(layer: LayerSource, catalogs: CatalogTree, staging: Staging) -> LayerState:
+    if catalogs.find(layer_path(layer.digest)) is not None:
+        return LayerState.PUBLISHED
+    return LayerState.STAGED if staging.has(layer.digest) else LayerState.MISSING
+
+
 def convert(
-    image: ImageSource,
+    images: Sequence[WantedImage],
     manager: ReleaseManager,
     *,
-    record: ImageRecord,
     observer: Observer,
-    limits: ConversionLimits = ConversionLimits(),
+    limits: ConversionLimits = DEFAULT_LIMITS,
+    jobs: int = DEFAULT_JOBS,
+    wait_s: float = 0.0,
+    stop: threading.Event | None = None,
 ) -> Conversion:
-    """Publish what is missing of an image as one new revision; none if nothing is.
+    """Publish what is missing of some images as one new revision; none if nothing is.
 
-    `record` is kept under the image's name, its descriptor the thin image's.
+    `wait_s`: how long to wait for who publishes meanwhile; `stop`: set, it ends the work by StoppedError. Raises what
+    the first layer that failed did; those that were finished by then stay staged, and so do those that were under way.
     """
-    with manager.transaction() as transaction:
-        layers, changes = _publish_layers(image, transaction, observer, limits)
-        changed = any(layer.is_new for layer in layers)
-        changed |= _publish_chains(image, transaction.catalogs)
-        changed |= _publish_record(transaction, record)
+    plan = plan_conversion([wanted.image for wanted in images], manager)
+    builder = LayerBuilder(manager.store, manager.settings.objects, limits, jobs=jobs, stop=stop)
+    making = _Making(manager, builder, observer, plan)
+    made = making.run(jobs)
+    with manager.transaction(wait_s=wait_s) as transaction:
+        published = {digest for digest, layer in made.items() if _attach(layer, transaction)}
+        _check_layers(plan, transaction.catalogs)
+        changed = bool(published)
+        for wanted in images:
+            changed |= _publish_chains(wanted.image, transaction.catalogs)
+            changed |= _publish_record(transaction, wanted.record)
         if not changed:
             transaction.give_up()
+    for digest in made:
+        making.staging.forget(digest)
     assert transaction.published is not None
     return Conversion(
-        record.descriptor, tuple(layers), transaction.published.revision, transaction.objects.new_objects,
-        transaction.objects.stored_bytes, changes,
-    )  # fmt: skip
+        tuple(ConvertedLayer(one.layer.digest, one.layer.size, one.layer.digest in published) for one in plan),
+        transaction.published.revision,
+        builder.new_objects + transaction.objects.new_objects,
+        builder.stored_bytes + transaction.objects.stored_bytes,
+        {digest: made[digest].changes for digest in made if digest in published},
+    )
 
 
-def _publish_layers(
-    image: ImageSource, transaction: Transaction, observer: Observer, limits: ConversionLimits
-) -> tuple[list[ConvertedLayer], dict[str, dict[str, int]]]:
-    results = []
-    changes = {}
-    seen = set()
-    for number, layer in enumerate(image.layers, 1):
-        path = layer_path(layer.digest)
-        is_new = path not in seen and transaction.catalogs.find(path) is None
-        seen.add(path)
-        if is_new:
-            with observer.layer(number, len(image.layers), layer) as progress:
-                changes[layer.digest] = _publish_layer(image, layer, transaction, progress, limits)
-        results.append(ConvertedLayer(layer.digest, layer.size, is_new))
-    return results, changes
+class _Making:
+    """The layers of a plan that are not published, made side by side."""
+
+    def __init__(
+        self, manager: ReleaseManager, builder: LayerBuilder, observer: Observer, plan: Sequence[PlannedLayer]
+    ) -> None:
+        self.staging = Staging(manager.layers, manager.store)
+        self._manager = manager
+        self._builder = builder
+        self._observer = observer
+        self._plan = plan
+
+    def run(self, jobs: int) -> dict[str, StagedLayer]:
+        """By digest, in the plan's order; without those that turn out to be published by now."""
+        pool = ThreadPoolExecutor(jobs, thread_name_prefix="layer")
+        futures: dict[str, Future[StagedLayer | None]] = {}
+        try:
+            for number, planned in enumerate(self._plan, 1):
+                if planned.state is not LayerState.PUBLISHED:
+                    futures[planned.layer.digest] = pool.submit(self._make, number, planned)
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+        except BaseException:
+            self._builder.stop()
+            raise
+        finally:
+            # After a failure those under way are finished and stay staged; those that wait are not begun.
+            pool.shutdown(wait=True, cancel_futures=True)
+        failed = (future for future in futures.values() if not future.cancelled() and future.exception() is not None)
+        for future in failed:
+            future.result()
+        return {digest: layer for digest, future in futures.items() if (layer := future.result()) is not None}
+
+    def _make(self, number: int, planned: PlannedLayer) -> StagedLayer | None:
+        digest = planned.layer.digest
+        with self.staging.making(digest) as work:
+            if staged := self.staging.find(digest, work):
+                return staged
+            # Another one may have made and published it while we waited.
+            with self._manager.snapshot() as catalogs:
+                if catalogs.find(layer_path(digest)) is not None:
+                    return None
+            with self._observer.layer(number, len(self._plan), planned.layer) as progress:
+                layer = self._builder.build(planned.image, planned.layer, work, progress)
+            self.staging.keep(layer)
+            return layer
 
 
-def _publish_layer(
-    image: ImageSource,
-    layer: LayerSource,
-    transaction: Transaction,
-    progress: Callable[[int], None],
-    limits: ConversionLimits,
-) -> dict[str, int]:
+def _attach(layer: StagedLayer, transaction: Transaction) -> bool:
+    """Put a staged layer where it belongs; False if another conversion did."""
     path = layer_path(layer.digest)
-    tar_limits = TarLimits(max_entries=limits.max_entries, max_bytes=limits.max_layer_bytes)
-    with image.open_layer(layer, limits.max_layer_bytes) as stream:
-        # Its digest vouches for the whole layer, so an archive without end blocks, as some builders write, is fine.
-        archive = read_archive(
-            stream, transaction.objects, mode=Mode.LAYER, limits=tar_limits, require_end=False, progress=progress
-        )
-    marker = transaction.marker()
-    sealed = build_layer_catalog(archive, path, TREE, [marker], store=transaction.store, work=transaction.work)
+    if transaction.catalogs.find(path) is not None:
+        return False
     _make_room(transaction, parent_path(path))
-    transaction.catalogs.attach(path, sealed)
-    dropped = _publish_image(archive, layer, transaction)
-    report = archive.report.to_json() | {"image_dropped_xattrs": dropped.to_json()}
-    _publish_facts(layer, report, transaction)
-    return {name: report[name]["total"] for name in _TOLD}  # type: ignore[index]
+    transaction.catalogs.attach(path, layer.sealed)
+    transaction.catalogs.put(metadata_image_path(layer.digest), layer.image, layer.image_chunks)
+    facts = facts_path(layer.digest)
+    transaction.catalogs.put(facts, transaction.store_file(base_name(facts), layer.facts))
+    return True
 
 
-def _publish_image(archive: Archive, layer: LayerSource, transaction: Transaction) -> CappedList:
-    """The metadata image beside the layer; returns the attributes that it cannot say."""
-    path = metadata_image_path(layer.digest)
-    with tempfile.TemporaryFile(dir=transaction.work) as file:
-        report = write_layer_image(archive, file)
-        file.seek(0)
-        rule = STANDARD_RULE if report.file_bytes > WHOLE_IMAGE_BYTES else _UNCUT
-        entry, chunks = transaction.store_stream(base_name(path), file, report.file_bytes, rule)
-    transaction.catalogs.put(path, entry, chunks)
-    dropped = [
-        {"path": printable(one.path or b"/"), "name": printable(one.name), "bytes": one.size} for one in report.dropped
-    ]
-    return CappedList(list(dropped), report.dropped_total)
-
-
-def _publish_facts(layer: LayerSource, report: dict[str, object], transaction: Transaction) -> None:
-    path = facts_path(layer.digest)
-    about = {
-        "format_version": FORMAT_VERSION,
-        "digest": layer.digest,
-        "diff_id": layer.diff_id,
-        "size": layer.size,
-        **report,
-    }
-    document = json.dumps(about, indent=1, sort_keys=True).encode("utf-8") + b"\n"
-    transaction.catalogs.put(path, transaction.store_file(base_name(path), document))
+def _check_layers(plan: Sequence[PlannedLayer], catalogs: CatalogTree) -> None:
+    """What was published when the plan was made may have been removed since."""
+    for planned in plan:
+        if catalogs.find(layer_path(planned.layer.digest)) is None:
+            raise TemporaryError(
+                f"Layer {planned.layer.digest} was removed from the repository meanwhile.",
+                hint="Try again: it is published anew.",
+            )
 
 
 def _make_room(transaction: Transaction, directory: bytes) -> None:
@@ -225,3 +265,11 @@ def _publish_record(transaction: Transaction, record: ImageRecord) -> bool:
 
 def _link_entry(name: bytes, target: bytes) -> Entry:
     return Entry(name, 0o120777, len(target), 0, 0, 0, 0, Flag.FILE | Flag.LINK, target=target)
+
+
+class SilentObserver:
+    """Tells nobody anything."""
+
+    @contextlib.contextmanager
+    def layer(self, number: int, count: int, layer: LayerSource) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
+        yield lambda _done: None

@@ -3,19 +3,20 @@
 The same original and the same descriptor give the same bytes. Pure besides what a given writer or source does.
 """
 
+import dataclasses
 import gzip
 import io
 import json
 import tarfile
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 from mica.errors import UserError
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest
 from mica.oci.image import ImageSource
 from mica.oci.layerstream import Readable
-from mica.oci.layoutwriter import LayoutWriter
-from mica.oci.models import Descriptor, format_document, format_manifest
+from mica.oci.models import Descriptor, format_document, format_index, format_manifest
 from mica.oci.platforms import Platform
 from mica.tarentry import Kind
 from mica.tarstream import TarLimits, read_tar
@@ -27,17 +28,43 @@ _MEMBER_LIMIT = 16
 """A thin image has one, and directories where a builder wrote them."""
 
 
-def write_thin_image(
-    writer: LayoutWriter, descriptor: ThinDescriptor, config: dict[str, Any], *, tag: str, platform: Platform
-) -> Descriptor:
-    """Put the thin image of an original with this configuration document into a layout, under a tag."""
-    tar = _layer_tar(descriptor)
-    layer = writer.put_blob(gzip.compress(tar, _GZIP_LEVEL, mtime=0), mediatypes.OCI_LAYER_GZIP)
-    document = format_document(_thin_config(config, descriptor, blob_digest(tar)))
-    stored = writer.put_blob(document, mediatypes.OCI_CONFIG)
-    manifest = writer.put_blob(format_manifest(stored, (layer,)), mediatypes.OCI_MANIFEST)
-    writer.put_image(manifest, tag=tag, platform=platform)
+class ImageWriter(Protocol):
+    """Where images go: a layout, an archive, a repository of a registry."""
+
+    def put_blob(self, content: bytes, media_type: str) -> Descriptor: ...
+
+    def put_image(self, manifest: Descriptor, *, tag: str = "", platform: Platform | None = None) -> None: ...
+
+
+class ThinImage(NamedTuple):
+    """What a thin image is made of; `config` is the original's document."""
+
+    descriptor: ThinDescriptor
+    config: dict[str, Any]
+    platform: Platform
+
+
+def write_thin_image(writer: ImageWriter, thin: ThinImage, *, tag: str) -> Descriptor:
+    """Put a thin image somewhere, under a tag."""
+    manifest = _put_thin_manifest(writer, thin)
+    writer.put_image(manifest, tag=tag, platform=thin.platform)
     return manifest
+
+
+def write_thin_index(writer: ImageWriter, images: Sequence[ThinImage], *, tag: str) -> Descriptor:
+    """Put an index of thin images somewhere, under a tag."""
+    manifests = tuple(dataclasses.replace(_put_thin_manifest(writer, thin), platform=thin.platform) for thin in images)
+    index = writer.put_blob(format_index(manifests), mediatypes.OCI_INDEX)
+    writer.put_image(index, tag=tag)
+    return index
+
+
+def _put_thin_manifest(writer: ImageWriter, thin: ThinImage) -> Descriptor:
+    tar = _layer_tar(thin.descriptor)
+    layer = writer.put_blob(gzip.compress(tar, _GZIP_LEVEL, mtime=0), mediatypes.OCI_LAYER_GZIP)
+    document = format_document(_thin_config(thin.config, thin.descriptor, blob_digest(tar)))
+    stored = writer.put_blob(document, mediatypes.OCI_CONFIG)
+    return writer.put_blob(format_manifest(stored, (layer,)), mediatypes.OCI_MANIFEST)
 
 
 def read_thin_descriptor(image: ImageSource) -> ThinDescriptor | None:

@@ -13,6 +13,7 @@ from typing import Any
 from mica import __version__
 from mica.errors import UserError
 from mica.oci.models import parse_config
+from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.thin.descriptor import ThinDescriptor, format_descriptor, parse_descriptor
 
@@ -29,6 +30,11 @@ class ImageRecord:
     manifest: dict[str, Any]
     config: dict[str, Any]
     descriptor: ThinDescriptor
+
+    @property
+    def platform(self) -> Platform:
+        texts = [str(self.config.get(name) or "") for name in ("os", "architecture", "variant")]
+        return Platform(texts[0] or "linux", *texts[1:])
 
 
 def format_record(record: ImageRecord) -> bytes:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tests.unit.oci.samples import make_sample, write_layout
 
-from mica.cli.images import Output, find_image, open_source, parse_output
+from mica.cli.images import find_image, open_source
 from mica.cli.layers import _tree
+from mica.cli.outputs import Output, parse_output
 from mica.cli.places import Places
 from mica.errors import NotFoundError, UserError
 from mica.thin.descriptor import SIZE_LIMIT, ThinLayer
@@ -19,18 +20,20 @@ THIN = {"version": "1.0", "layers": [{"digest": "ab" * 32, "url": "cvmfs://a.exa
 @pytest.mark.parametrize(
     ("text", "output"),
     [
-        ("oci:dir", Output(False, Path("dir"), "")),
-        ("oci:dir:tag", Output(False, Path("dir"), "tag")),
-        ("oci:/a/b:1.0", Output(False, Path("/a/b"), "1.0")),
-        ("oci:/a:b/c", Output(False, Path("/a:b/c"), "")),
-        ("oci-archive:file.tar:tag", Output(True, Path("file.tar"), "tag")),
+        ("oci:dir", Output("oci", "dir", "")),
+        ("oci:dir:tag", Output("oci", "dir", "tag")),
+        ("oci:/a/b:1.0", Output("oci", "/a/b", "1.0")),
+        ("oci:/a:b/c", Output("oci", "/a:b/c", "")),
+        ("docker://reg.example/a/b:1", Output("docker", "reg.example/a/b", "1")),
+        ("docker://reg.example:5000/a/b", Output("docker", "reg.example:5000/a/b", "")),
+        ("oci-archive:file.tar:tag", Output("oci-archive", "file.tar", "tag")),
     ],
 )
 def test_outputs(text: str, output: Output) -> None:
     assert parse_output(text) == output
 
 
-@pytest.mark.parametrize("text", ["", "dir", "oci", "oci:", "docker://a/b", "docker-archive:x", "OCI:dir"])
+@pytest.mark.parametrize("text", ["", "dir", "oci", "oci:", "docker:a/b", "docker-archive:x", "OCI:dir"])
 def test_places_that_are_no_output(text: str) -> None:
     with pytest.raises(UserError, match="is not oci:DIR"):
         parse_output(text)

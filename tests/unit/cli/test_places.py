@@ -6,7 +6,9 @@ import pytest
 from tests.support.repositories import FQRN, Repository, make_repository
 
 from mica.cli.places import Places
-from mica.errors import NotFoundError, UserError
+from mica.errors import NotFoundError, UsageError, UserError
+from mica.fetch.cache import Cache
+from mica.fetch.ledger import Limits
 
 URL = "http://command.example.org/cvmfs/x"
 
@@ -93,3 +95,26 @@ def test_damaged_settings_are_named(repository: Repository) -> None:
         settings.write_bytes(content)
         with pytest.raises(UserError, match=r"repository\.toml is not a valid"):
             Places(repository.state).locate(FQRN)
+
+
+def test_limits_come_into_force_with_the_first_use_of_the_cache(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"[node]\ncache = '{tmp_path / 'cache'}'\nquota = '20G'\nkeep_free = '1G'\n")
+    places = Places(tmp_path, config=config)
+    assert places.cache_path == tmp_path / "cache"
+    assert not places.cache_path.exists(), "only looked at"
+    assert limits_of(places.cache) == Limits(20 << 30, 1 << 30)
+    assert limits_of(Places(tmp_path, config=config, quota="5G").cache) == Limits(5 << 30, 1 << 30)
+    assert limits_of(Places(tmp_path, cache=tmp_path / "cache").cache) == Limits(5 << 30, 1 << 30), "no others"
+    assert limits_of(Places(tmp_path, cache=tmp_path / "cache", quota="none").cache) == Limits(0, 1 << 30)
+
+
+def limits_of(path: Path) -> Limits:
+    with Cache(path) as cache:
+        return cache.quota.limits
+
+
+@pytest.mark.parametrize("quota", ["lots", "0", "-1G", ""])
+def test_a_quota_that_is_none_is_refused(tmp_path: Path, quota: str) -> None:
+    with pytest.raises(UsageError, match="--quota"):
+        Places(tmp_path, quota=quota)

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.tls import write_certificate
+from tests.support.certificates import write_certificate
 from tests.support.webserver import Answer, WebServer, serving
 
 from mica.errors import UserError
@@ -57,6 +57,14 @@ def get(pool: ConnectionPool, base: str, path: str = "object", *, proxy: str | N
 def test_one_connection_serves_one_request_after_the_other(server: WebServer, pool: ConnectionPool) -> None:
     for _ in range(4):
         assert get(pool, server.url) == CONTENT
+    assert server.connections == 1
+
+
+def test_a_connection_is_free_as_soon_as_its_answer_was_read(server: WebServer, pool: ConnectionPool) -> None:
+    with closing(pool.get(server.url, "object", proxy=None, headers={})) as answer:
+        assert b"".join(iter(lambda: answer.read(1 << 16), b"")) == CONTENT
+        assert get(pool, server.url) == CONTENT
+    assert get(pool, server.url) == CONTENT
     assert server.connections == 1
 
 

@@ -1,12 +1,13 @@
 """What leaves a cache, and what does not: the order, the second chance, what is protected."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.fetch.eviction import Taken, Use, candidates, evict, seconds_until_free
+from mica.fetch.eviction import Eviction, Taken, Use, candidates, evict, seconds_until_free
 from mica.fetch.inventory import Inventory, Item, Kind
 
 NOW = 1_000_000 * 10**9
@@ -50,9 +51,9 @@ def names(items: list[Item]) -> list[str]:
 def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
     items = candidates(Inventory([item("b", 50), item("a", 90), item("c", 20)], frozenset()), NOW, FRESH_S)
     assert names(items) == ["a", "b", "c"]
-    assert names(evict(items, 2, Model()).freed) == ["a", "b"]
-    assert names(evict(items, 0, Model()).freed) == []
-    assert names(evict(items, 99, Model()).freed) == ["a", "b", "c"]
+    assert names(evict(deque(items), 2, Model()).freed) == ["a", "b"]
+    assert names(evict(deque(items), 0, Model()).freed) == []
+    assert names(evict(deque(items), 99, Model()).freed) == ["a", "b", "c"]
 
 
 def test_what_came_or_was_asked_for_just_now_stays() -> None:
@@ -78,7 +79,7 @@ def test_temporary_files_go_first_and_lists_stay_while_they_are_needed() -> None
 def test_what_is_in_use_stays_and_counts_as_used() -> None:
     items = [item("a", 90), item("b", 80)]
     model = Model(in_use={"objects/a"})
-    outcome = evict(items, 2, model)
+    outcome = evict(deque(items), 2, model)
     assert (names(outcome.freed), names(outcome.in_use)) == (["b"], ["a"])
     assert model.touched == [("objects/a", True)]
 
@@ -86,7 +87,7 @@ def test_what_is_in_use_stays_and_counts_as_used() -> None:
 def test_what_is_warm_has_a_second_chance() -> None:
     items = [item("a", 90), item("b", 80), item("c", 70)]
     model = Model(warm={"objects/a"})
-    outcome = evict(items, 2, model)
+    outcome = evict(deque(items), 2, model)
     assert (names(outcome.freed), names(outcome.spared)) == (["b", "c"], ["a"])
     assert model.touched == [("objects/a", False)]
 
@@ -94,21 +95,36 @@ def test_what_is_warm_has_a_second_chance() -> None:
 def test_the_oldest_of_the_warm_go_when_there_is_nothing_cold() -> None:
     items = [item(name, 90 - number) for number, name in enumerate("abcdef")]
     model = Model(warm={item.name for item in items})
-    outcome = evict(items, 2, model)
+    outcome = evict(deque(items), 2, model)
     assert names(outcome.freed) == ["a", "b"]
     assert model.touched == [], "no more was spared than was needed"
 
 
 def test_without_a_goal_all_that_is_cold_goes() -> None:
     items = [item(name, 90) for name in "abcd"]
-    outcome = evict(items, None, Model(warm={"objects/b"}, in_use={"objects/c"}))
+    outcome = evict(deque(items), None, Model(warm={"objects/b"}, in_use={"objects/c"}))
     assert (names(outcome.freed), names(outcome.spared), names(outcome.in_use)) == (["a", "d"], ["b"], ["c"])
 
 
 def test_it_ends_when_removing_frees_nothing() -> None:
     items = [item(name, 90) for name in "abcdef"]
-    outcome = evict(items, 2, Model(held={item.name for item in items}))
+    outcome = evict(deque(items), 2, Model(held={item.name for item in items}))
     assert (len(outcome.freed), len(outcome.held)) == (0, 2)
+
+
+def test_two_evictions_put_together_have_each_item_once() -> None:
+    a, b, c, d = (item(name, 90) for name in "abcd")
+    first = Eviction(freed=[a], in_use=[b, c], spared=[d])
+    second = Eviction(freed=[c], in_use=[b._replace(changed=0)], spared=[d])
+    both = first.then(second)
+    assert [names(group) for group in (both.freed, both.held, both.in_use, both.spared)] == [
+        ["a", "c"],
+        [],
+        ["b"],
+        ["d"],
+    ]
+    assert not both.frees_lists
+    assert Eviction(freed=[item("e", 90, kind=Kind.IMAGE)]).frees_lists
 
 
 @pytest.mark.parametrize(("missing", "wait"), [(1, 1.0), (2, 3.0), (4, None)])
@@ -140,7 +156,7 @@ def test_whatever_the_situation(situation: tuple[list[Item], Model, int | None],
         assert NOW - entry.changed >= FRESH_S[entry.kind] * 1e9
         assert entry.kind is not Kind.LIST or (needed is not None and entry.name not in needed)
 
-    outcome = evict(order, goal, model)
+    outcome = evict(deque(order), goal, model)
 
     removed = outcome.freed + outcome.held
     assert sorted(model.taken) == sorted(entry.name for entry in removed)

@@ -12,7 +12,8 @@ from tests.support.caches import NOTHING_FRESH, disk_usage, let_age, put
 from mica.digest import Algorithm, Digest
 from mica.errors import UserError
 from mica.fetch.cache import Cache, set_limits
-from mica.fetch.inventory import Kind
+from mica.fetch.eviction import Taken
+from mica.fetch.inventory import Kind, take_inventory
 from mica.fetch.ledger import Account, Limits
 from mica.repo.objects import Compression
 
@@ -77,7 +78,9 @@ def test_the_oldest_leave_when_there_is_no_room(cache: Cache) -> None:
     paths = fill(cache, 10)
     assert all(path.exists() for path in paths)
     put(cache, bytes(10 * KIB))
-    assert [path.exists() for path in paths] == [False] * 2 + [True] * 8, "down to nine tenths, with the new one"
+    assert [path.exists() for path in paths] == [False] + [True] * 9, "no more than is needed"
+    put(cache, bytes(70 * KIB))
+    assert [path.exists() for path in paths] == [False] * 3 + [True] * 7
     assert cache.quota.account() == Account(disk_usage(cache.root), 0, is_counted=True)
 
 
@@ -90,7 +93,7 @@ def test_what_is_in_use_stays_and_then_there_is_no_room(cache: Cache) -> None:
         file.close()
     time.sleep(1.1)  # nobody looks again for a second
     with cache.quota.reserving(12 * KIB):
-        assert disk_usage(cache.root) == 320 * KIB
+        assert disk_usage(cache.root) == 360 * KIB
     for file in opened:
         file.close()
 
@@ -136,6 +139,37 @@ def test_limits_can_be_taken_away(cache: Cache) -> None:
     set_limits(cache.root, 0, None)
     fill(cache, 12)
     assert disk_usage(cache.root) == 480 * KIB
+
+
+def test_what_was_used_since_it_was_listed_stays(cache: Cache) -> None:
+    paths = fill(cache, 10)
+    put(cache, bytes(10 * KIB))
+    assert not paths[0].exists()
+    os.utime(paths[1])
+    put(cache, bytes(30 * KIB))
+    assert [path.exists() for path in paths] == [False, True, False] + [True] * 7
+
+
+def test_whoever_needs_room_while_another_makes_some_waits_for_it(cache: Cache) -> None:
+    """And goes on as soon as there is some, be the other still at work."""
+    paths = fill(cache, 10)
+    reserved: list[Account] = []
+
+    def reserve() -> None:
+        with cache.quota.reserving(12 * KIB):
+            reserved.append(cache.quota.account())
+
+    with cache.quota.sweeper.alone():
+        waiting = threading.Thread(target=reserve)
+        waiting.start()
+        time.sleep(0.2)
+        assert not reserved
+        item = next(i for i in take_inventory(cache.root).items if paths[4].name in i.name)
+        assert cache.quota.sweeper.remover().take(item) is Taken.FREED
+        cache.quota.sweeper.count()
+        waiting.join(10)
+        assert len(reserved) == 1
+    assert [path.exists() for path in paths] == [True] * 4 + [False] + [True] * 5
 
 
 def test_what_is_fresh_is_waited_for(tmp_path: Path) -> None:
@@ -194,15 +228,15 @@ def test_whether_something_fits_without_anything_leaving(cache: Cache) -> None:
 
 def test_pruning_to_a_size_and_by_age(cache: Cache) -> None:
     paths = fill(cache, 10)
-    rehearsed = cache.quota.prune(300 * KIB, rehearse=True)
+    rehearsed = cache.quota.sweeper.prune(300 * KIB, rehearse=True)
     assert all(path.exists() for path in paths)
-    outcome = cache.quota.prune(300 * KIB)
+    outcome = cache.quota.sweeper.prune(300 * KIB)
     assert [item.name for item in outcome.freed] == [item.name for item in rehearsed.freed]
     assert [path.exists() for path in paths] == [False] * 3 + [True] * 7
     assert cache.quota.account() == Account(280 * KIB, 0, is_counted=True)
-    cache.quota.prune(None, 994.5)
+    cache.quota.sweeper.prune(None, 994.5)
     assert [path.exists() for path in paths] == [False] * 6 + [True] * 4
-    cache.quota.prune(100 * KIB, 992.5)
+    cache.quota.sweeper.prune(100 * KIB, 992.5)
     assert [path.exists() for path in paths] == [False] * 8 + [True] * 2, "only the old, and only until the size"
 
 

@@ -216,7 +216,7 @@ def test_a_wrong_chunk_of_a_part_is_fetched_again(cache: Cache) -> None:
         os.pwrite(part.fd, b"!", 12_005)
         finding = the_finding(cache)
         assert (finding.verdict, finding.chunks) == (Verdict.WRONG, (2,))
-        assert repair(cache.root, finding, cache.quota.remover()) is Taken.FREED
+        assert repair(cache.root, finding, cache.quota.sweeper.remover()) is Taken.FREED
         assert part.missing(0, len(CONTENT)) == [1, 2]
         assert the_finding(cache).verdict is Verdict.RIGHT
 
@@ -226,7 +226,7 @@ def test_a_wrong_chunk_of_a_whole_file_removes_it(cache: Cache) -> None:
         os.pwrite(part.fd, b"!", 12_005)
     finding = the_finding(cache)
     assert (finding.verdict, finding.chunks) == (Verdict.WRONG, (2,))
-    assert repair(cache.root, finding, cache.quota.remover()) is Taken.FREED
+    assert repair(cache.root, finding, cache.quota.sweeper.remover()) is Taken.FREED
     assert not [item for item in take_inventory(cache.root).items if not item.name.startswith("lists/")]
 
 
@@ -237,9 +237,11 @@ def test_a_part_without_its_list_is_of_no_use(cache: Cache) -> None:
         finding = the_finding(cache)
         assert finding.verdict is Verdict.WRONG
         assert "chunk list is not here" in finding.reason
-        assert repair(cache.root, finding, cache.quota.remover()) is Taken.IN_USE, "who fills it relies on its name"
+        assert repair(cache.root, finding, cache.quota.sweeper.remover()) is Taken.IN_USE, (
+            "who fills it relies on its name"
+        )
         assert part.missing(0, 1) == []
-    assert repair(cache.root, finding, cache.quota.remover()) is Taken.FREED
+    assert repair(cache.root, finding, cache.quota.sweeper.remover()) is Taken.FREED
     assert take_inventory(cache.root).items == []
 
 
@@ -284,7 +286,7 @@ def test_images_are_read_through_and_need_their_lists(cache: Cache) -> None:
     finding = the_finding(cache)
     assert finding.verdict is Verdict.WRONG
     with image.open("rb"):
-        assert repair(cache.root, finding, cache.quota.remover()) in {Taken.HELD, Taken.FREED}
+        assert repair(cache.root, finding, cache.quota.sweeper.remover()) in {Taken.HELD, Taken.FREED}
     assert not image.exists()
     assert not image.with_suffix(".json").exists()
 

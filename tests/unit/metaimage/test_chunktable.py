@@ -7,7 +7,7 @@ import pytest
 from mica.digest import Algorithm, Digest, digest_of
 from mica.errors import IntegrityError, UserError
 from mica.metaimage import chunktable
-from mica.metaimage.chunktable import HEADER, RECORD, format_chunk_table, parse_chunk_table
+from mica.metaimage.chunktable import HEADER, RECORD, format_chunk_table, has_chunk_list, parse_chunk_table
 
 
 def lists_of(*contents: bytes, algorithm: Algorithm = Algorithm.SHA1) -> dict[Digest, bytes]:
@@ -20,12 +20,27 @@ FIRST = HEADER.size
 
 
 def parsed(table: bytes) -> dict[Digest, bytes]:
-    return dict(parse_chunk_table(b"before" + table, 6, "The image"))
+    return dict(parse_chunk_table(b"before" + table, 6, "The image", most=1000))
 
 
 @pytest.mark.parametrize("lists", [{}, LISTS, lists_of(*(b"%024d" % number for number in range(1000)))])
 def test_tables_are_read_back(lists: dict[Digest, bytes]) -> None:
     assert parsed(b"".join(format_chunk_table(lists))) == lists
+
+
+def test_lists_are_found_by_their_digest() -> None:
+    lists = lists_of(*(b"%024d" % number for number in range(1000)))
+    image = b"before" + b"".join(format_chunk_table(lists))
+    assert all(has_chunk_list(image, 6, digest) for digest in lists)
+    others = [digest._replace(algorithm=Algorithm.SHAKE128) for digest in lists]
+    assert not any(has_chunk_list(image, 6, digest) for digest in (*others, Digest(bytes(20), Algorithm.SHA1)))
+    assert not has_chunk_list(b"".join(format_chunk_table({})), 0, next(iter(lists)))
+
+
+def test_more_lists_than_files_are_refused() -> None:
+    assert len(dict(parse_chunk_table(TABLE, 0, "it", most=3))) == 3
+    with pytest.raises(IntegrityError, match="3 chunk lists for 2 files"):
+        dict(parse_chunk_table(TABLE, 0, "it", most=2))
 
 
 def test_order_does_not_matter() -> None:

@@ -19,6 +19,7 @@ from tests.support.imagetrees import (
 )
 
 from mica.errors import IntegrityError
+from mica.metaimage import records
 from mica.metaimage.chunktable import format_chunk_table
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists, read_image, read_superblock
@@ -155,6 +156,7 @@ DAMAGES = {
     "no blocks": ("superblock", (36, "<I", 0), "says it has 0 blocks"),
     "a block fewer": ("superblock", (36, "<I", 1), "no chunk table"),
     "more inodes": ("superblock", (16, "<Q", 8), "7 inodes and says 8"),
+    "more files than a layer can have": ("superblock", (16, "<Q", 4_000_001), "4000001 files, more than"),
     "root after the end": ("superblock", (14, "<H", 0xFFFF), "no inode 65535"),
     "root in the superblock": ("superblock", (14, "<H", 32), "impossible"),
     "root is a file": ("root", (b"/one",), "root is no directory"),
@@ -237,6 +239,19 @@ def test_damage_is_refused(name: str) -> None:
     with pytest.raises(IntegrityError, match=sentence) as raised:
         read(bytes(draft.image))
     assert str(raised.value).startswith("The image ")
+
+
+def test_shared_attributes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = in_tree_order({b"/%d" % n: file(n, xattrs={b"user.a": b"%d" % n}) for n in range(20)})
+    image = written(entries)
+    assert len(read(image)) == 21
+    monkeypatch.setattr(records, "SHARED_ENTRIES_MAX", 20)
+    with pytest.raises(IntegrityError, match="shares too many"):
+        read(image)
+    monkeypatch.undo()
+    monkeypatch.setattr(records, "SHARED_BYTES_MAX", 19)
+    with pytest.raises(IntegrityError, match="shares too many or too large"):
+        read(image)
 
 
 def test_chunk_lists_have_to_be_there() -> None:

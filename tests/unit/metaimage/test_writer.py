@@ -200,6 +200,8 @@ def test_entries_and_directories_are_bounded() -> None:
     image_of(entries, limits=ImageLimits(max_entries=100))
     with pytest.raises(UserError, match="more than the 99 entries"):
         image_of(entries, limits=ImageLimits(max_entries=99))
+    with pytest.raises(UserError, match="more than the 5000 bytes"):
+        image_of(entries, limits=ImageLimits(max_bytes=5000))
     directories = in_tree_order({b"/%d" % number: Inode(DIRECTORY) for number in range(99)})
     with pytest.raises(UserError, match="too large directories"):
         image_of(directories, limits=ImageLimits(max_directory_bytes=50_000))

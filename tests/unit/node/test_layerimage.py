@@ -19,11 +19,12 @@ from mica.metaimage.reader import read_chunk_lists, read_image
 from mica.metaimage.writer import ImageLimits
 from mica.metaimage.xattrs import OPAQUE
 from mica.node.layerimage import generate_layer_image, obtain_layer_image
+from mica.publish.storedfiles import store_stream
 from mica.publish.transaction import Transaction
 from mica.repo.chunking import ChunkRule
 from mica.repo.entry import Chunk
 from mica.repo.localname import chunked_name, parse_chunk_list
-from mica.thin import convert
+from mica.thin import building
 from mica.thin.layout import metadata_image_path, tree_path
 
 
@@ -142,8 +143,8 @@ def test_a_published_image_costs_three_catalogs_and_one_object(repository: Repos
 
 
 def test_a_large_image_comes_in_chunks(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "WHOLE_IMAGE_BYTES", 8192)
-    monkeypatch.setattr(convert, "STANDARD_RULE", ChunkRule(4096, 8192, 16384))
+    monkeypatch.setattr(building, "WHOLE_IMAGE_BYTES", 8192)
+    monkeypatch.setattr(building, "STANDARD_RULE", ChunkRule(4096, 8192, 16384))
     (converted,) = publish_layers(repository, rich_layer()).layers
     with repository.manager() as manager, manager.transaction() as transaction:
         entry = transaction.catalogs.find(metadata_image_path(converted.digest))
@@ -191,8 +192,12 @@ def test_an_image_of_impossible_chunks_is_refused(repository: Repository, tmp_pa
     path = metadata_image_path(converted.digest)
 
     def put(transaction: Transaction) -> None:
-        entry, chunks = transaction.store_stream(
-            path.rpartition(b"/")[2], io.BytesIO(os.urandom(50_000)), 50_000, ChunkRule(4096, 8192, 16384)
+        entry, chunks = store_stream(
+            transaction.objects,
+            path.rpartition(b"/")[2],
+            io.BytesIO(os.urandom(50_000)),
+            50_000,
+            ChunkRule(4096, 8192, 16384),
         )
         transaction.catalogs.put(path, entry, [chunks[0], Chunk(chunks[0].size, (1 << 40), chunks[1].digest)])
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.support.registry import Reply, ScriptedRegistry, hanging_up_server, scripted_registry
+from tests.support.registry import Reply, Request, ScriptedRegistry, hanging_up_server, scripted_registry
 from tests.unit.oci.samples import digest_of, make_sample, read_all
 
 from mica.errors import IntegrityError, MicaError, NotFoundError, TemporaryError, UserError
@@ -14,7 +14,8 @@ from mica.oci.auth import Credential
 from mica.oci.models import Descriptor, Manifest, format_index
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
-from mica.oci.registry import RegistryClient, RegistryOptions, is_local, open_registry
+from mica.oci.registry import RegistryClient, open_registry
+from mica.oci.session import RegistryOptions, is_local
 from mica.oci.source import SourceOptions, open_image
 from mica.oci.transport import TransportOptions
 
@@ -226,6 +227,57 @@ def test_wrong_bytes_of_the_right_length_are_an_integrity_error(registry: Script
     registry.blobs[LAYER.digest] = BLOB[:-1] + bytes([BLOB[-1] ^ 1])
     with pytest.raises(IntegrityError, match=rf"Layer {LAYER.digest} of {registry.host}/team/image:v1"):
         pull(registry)
+
+
+@pytest.mark.parametrize("drop_every", [3, 4])
+def test_registry_that_drops_every_third_connection(registry: ScriptedRegistry, drop_every: int) -> None:
+    registry.drop_every = drop_every
+    assert pull(registry) == SAMPLE.tars
+
+
+def test_tokens_that_expire_in_the_middle_of_a_layer(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    """A token is good for two requests, the blob needs many more; the pieces are what the registry breaks off at."""
+    registry.needs_token, registry.token_uses = True, 2
+    real, cut = registry.answer, []
+
+    def answer(request: Request) -> Reply:
+        reply = real(request)
+        if LAYER.digest in request.path and reply.status in {200, 206} and len(cut) < 7:
+            cut.append(request)
+            return dataclasses.replace(reply, cut_after=len(BLOB) // 9)
+        return reply
+
+    registry.answer = answer  # type: ignore[method-assign]
+    assert read_blob(client, registry) == BLOB
+    assert len(registry.tokens) >= 4
+
+
+def test_large_blob_may_break_off_as_often_as_it_must(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    data = bytes(64) * (1 << 20)
+    large = Descriptor(mediatypes.OCI_LAYER, digest_of(data), len(data))
+    registry.add_blobs({large.digest: data})
+    real = registry.answer
+    registry.answer = lambda request: dataclasses.replace(real(request), cut_after=5 << 20)  # type: ignore[method-assign]
+    with client.open_blob(reference(registry), large) as stream:
+        assert read_all(stream, 1 << 20) == data
+    assert len(registry.paths(large.digest)) == 13
+
+
+def test_foreign_layer_is_asked_of_the_registry_first(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    foreign = dataclasses.replace(LAYER, media_type=mediatypes.DOCKER_FOREIGN_LAYER + ".gzip")
+    assert read_blob(client, registry, foreign) == BLOB
+    for urls in ((), (f"http://{registry.host}/elsewhere",), ("file:///etc/passwd",)):
+        missing = dataclasses.replace(foreign, digest=digest_of(b"none"), urls=urls)
+        with pytest.raises(NotFoundError, match="names no HTTPS address"):
+            read_blob(client, registry, missing)
+    assert not registry.paths("elsewhere")
+
+
+def test_digest_of_a_tag_is_asked_with_head(registry: ScriptedRegistry, client: RegistryClient) -> None:
+    assert client.digest_of(reference(registry)) == SAMPLE.manifest.digest
+    assert {request.method for request in registry.requests if "manifests" in request.path} == {"HEAD"}
+    registry.script["manifests/v1"] = [Reply(200)]
+    assert client.digest_of(reference(registry)) == SAMPLE.manifest.digest
 
 
 def test_missing_blob_is_named(registry: ScriptedRegistry) -> None:

@@ -7,14 +7,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.certificates import write_certificate
 from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
-from tests.support.tls import write_certificate
 from tests.unit.oci.samples import make_sample
 
 from mica.errors import UserError
-from mica.oci.registry import RegistryOptions, open_registry
+from mica.oci.registry import open_registry
+from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions, open_image
-from mica.oci.transport import Transport, TransportOptions, UnreachableError, read_body
+from mica.oci.transport import NO_TRUST, USUAL_TRUST, Transport, TransportOptions, UnreachableError, read_body
 
 FAST = TransportOptions(attempts=2, backoff_s=0.001, connect_timeout_s=5, read_timeout_s=5)
 
@@ -28,7 +29,7 @@ def tls_registry(certificate: Path) -> Iterator[ScriptedRegistry]:
 
 
 def get(transport: Transport, url: str, *, verify: bool = True) -> bytes:
-    response = transport.get(url, {"Authorization": "Bearer t"}, what="x", verify=verify)
+    response = transport.get(url, {"Authorization": "Bearer t"}, what="x", trust=USUAL_TRUST if verify else NO_TRUST)
     return read_body(response, 1000, host="h", what="x")
 
 

@@ -15,7 +15,7 @@ from mica.oci.models import Descriptor
 from mica.oci.platforms import Platform
 from mica.oci.source import open_image
 from mica.thin.descriptor import ThinDescriptor, ThinLayer, format_descriptor
-from mica.thin.image import read_thin_descriptor, require_thin, write_thin_image
+from mica.thin.image import ThinImage, read_thin_descriptor, require_thin, write_thin_image
 
 DESCRIPTOR = ThinDescriptor("docker.io/a/b:1", (ThinLayer("ab" * 32, "a.example.org", "/.layers/ab/x/layerfs"),))
 RUN = {
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 
 def write(path: Path, config: dict[str, Any] = CONFIG) -> Descriptor:
     platform = Platform.parse("linux/arm64")
-    return write_thin_image(LayoutWriter(path), DESCRIPTOR, config, tag="thin", platform=platform)
+    return write_thin_image(LayoutWriter(path), ThinImage(DESCRIPTOR, config, platform), tag="thin")
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Certificates for servers of tests."""
+"""Certificates for servers on loopback, each signing itself."""
 
 import datetime
 import ipaddress

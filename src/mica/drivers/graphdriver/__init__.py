@@ -1,0 +1,1 @@
+"""Docker's graph driver plugin (`docker.graphdriver/1.0`); docs/design/drivers.md."""

@@ -1,0 +1,1 @@
+"""Recipes (wish lists): which images a repository is to have, and keeping it so."""
