@@ -84,6 +84,7 @@ def watch(root: Path, processes: list[subprocess.Popen[str]], until: float = flo
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         with locked_in_turn(root / "txn"):
             most = max(most, disk_usage(root))
+        time.sleep(0.005)
     return most
 
 

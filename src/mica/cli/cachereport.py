@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mica.cli.output import print_facts, print_json, print_table
+from mica.cli.output import print_facts, print_json, print_table, progress
 from mica.fetch.cache import Cache
 from mica.fetch.eviction import Eviction, Taken
 from mica.fetch.inventory import Inventory, Item, Kind
@@ -30,8 +30,7 @@ class CacheReport:
     held_bytes: int
 
     def show(self, *, every: bool, as_json: bool) -> None:
-        hand = Rehearsal(self.root)
-        in_use = {item.name for item in self.inventory.items if hand.take(item) is Taken.IN_USE}
+        in_use = self._in_use()
         items = sorted(self.inventory.items, key=lambda item: (-item.used, item.name)) if every else []
         kinds = {kind: [item for item in self.inventory.items if item.kind is kind] for kind in Kind}
         taken = self.inventory.size + self.held_bytes
@@ -56,6 +55,15 @@ class CacheReport:
         if self.held_bytes:
             lines["removed, but held"] = format_size(self.held_bytes)
         print_facts(lines)
+
+    def _in_use(self) -> set[str]:
+        hand, found = Rehearsal(self.root), set()
+        with progress("Look", self.inventory.size) as done:
+            for item in self.inventory.items:
+                if hand.take(item) is Taken.IN_USE:
+                    found.add(item.name)
+                done(item.size)
+        return found
 
 
 def _summary(items: Sequence[Item], in_use: set[str]) -> dict[str, Any]:

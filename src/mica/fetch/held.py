@@ -55,13 +55,18 @@ class HeldFiles:
             os.write(fd, f"{size} {handle.hex()}\n".encode("ascii"))
 
     def total(self) -> int:
-        """Bytes that are held still. What is not is forgotten."""
+        """Bytes that are held still."""
+        self.forget_gone()
+        return sum(size for size, _ in self._read())
+
+    def forget_gone(self) -> int:
+        """Forget what is not held any more, and return its bytes."""
         listed = list(self._read())
         held = [(size, handle) for size, handle in listed if self.is_held(handle)]
         if len(held) != len(listed):
             text = "".join(f"{size} {handle.hex()}\n" for size, handle in held)
             replace_file(self._path, text.encode("ascii"), mode=0o600, durable=False)
-        return sum(size for size, _ in held)
+        return sum(size for size, _ in listed) - sum(size for size, _ in held)
 
     def _read(self) -> Iterator[tuple[int, bytes]]:
         try:

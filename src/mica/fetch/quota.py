@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _HOPELESS_S: Final = 1.0
 """How long nobody looks again after everything was found to be in use: a look reads the whole cache."""
 _WAIT_MAX_S: Final = 30.0
-_POLL_S: Final = 0.03
+_POLL_S: Final = 0.002
+_POLL_MAX_S: Final = 0.03
 _UNLIMITED: Final = 1 << 63
 
 
@@ -153,8 +154,10 @@ class Quota:
         """Wait for whoever removes things already, or do it."""
         self._refuse_giant(size)
         give_up = time.monotonic() + _WAIT_MAX_S
+        poll_s = _POLL_S
         while True:
-            wait_s: float | None = _POLL_S
+            wait_s: float | None = poll_s
+            poll_s = min(2 * poll_s, _POLL_MAX_S)
             with self.sweeper.alone(wait=False) as is_ours:
                 if self._try_promise(size):
                     return

@@ -41,7 +41,7 @@ class Rehearsal:
 
 
 class Remover(Rehearsal):
-    """Does it. Only one at a time for a cache (`Quota.evicting`)."""
+    """Does it. Only one at a time for a cache (`Sweeper.alone`)."""
 
     def __init__(self, root: Path, held: HeldFiles) -> None:
         super().__init__(root)

@@ -127,11 +127,9 @@ class Sweeper:
         self._ledger.remove(outcome.freed_bytes)
         if outcome.held:
             # A union has opened them since it was made to let go.
-            before = self._held.total()
             let_go(self._root)
-            self._ledger.remove(before - self._held.total())
-        _log.info(
-            "%s: %d files with %s are removed, %d are in use", self._root, len(outcome.freed),
-            format_size(outcome.freed_bytes), len(outcome.in_use),
-        )  # fmt: skip
+            self._ledger.remove(self._held.forget_gone())
+        if outcome.freed:
+            count, size = len(outcome.freed), format_size(outcome.freed_bytes)
+            _log.info("%s: %d files with %s are removed, %d are in use", self._root, count, size, len(outcome.in_use))
         return outcome

@@ -231,7 +231,7 @@ class _Tree:
             raise _refused(path, f"has {inode.size} bytes")
         if content.in_chunks:
             self.in_chunks.add(content.digest)
-        xattrs = self._xattrs(path, inode) if inode.xattrs else ()
+        xattrs = self._xattrs(path, inode) if inode.xattrs else []
         body = self._bodies.of_stub(b"/" + str(content).encode("ascii"), xattrs)
         nid = self._output.position // SLOT_BYTES
         head = format_inode(FORMAT_CHUNKED, inode, body, nid, links, inode.size, chunk_format(inode.size))

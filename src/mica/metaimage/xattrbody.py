@@ -1,6 +1,6 @@
 """The attributes of one inode as bytes behind it; what many have in common is stored once, as far as that pays."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from mica.metaimage.erofs_abi import (
     SHARED_XATTRS_MAX,
@@ -35,19 +35,19 @@ class XattrBodies:
         self._stub_bits = self._bits.of(*_METACOPY) | self._bits.of(*_REDIRECT)
         self._stub_head = _head(self._stub_bits, self._stub_ids)
 
-    def of_stub(self, redirect: bytes, xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def of_stub(self, redirect: bytes, xattrs: Sequence[tuple[bytes, bytes]]) -> bytes:
         """For a file whose content is elsewhere."""
         entry = format_xattr(*_REDIRECT, redirect)
         if not xattrs:
             return self._stub_head + entry
         return self._body(xattrs, list(self._stub_ids), [entry], self._stub_bits, shares=True)
 
-    def of_file(self, xattrs: Iterable[tuple[bytes, bytes]], *, shares: bool = True) -> bytes:
+    def of_file(self, xattrs: Sequence[tuple[bytes, bytes]], *, shares: bool = True) -> bytes:
         """For anything else; nothing if it has no attributes."""
         return self._body(xattrs, [], [], 0, shares=shares) if xattrs else b""
 
     def _body(
-        self, xattrs: Iterable[tuple[bytes, bytes]], ids: list[int], entries: list[bytes], bits: int, *, shares: bool
+        self, xattrs: Sequence[tuple[bytes, bytes]], ids: list[int], entries: list[bytes], bits: int, *, shares: bool
     ) -> bytes:
         for name, value in xattrs:
             index, rest = split_name(name)
