@@ -114,7 +114,8 @@ class RunningNode:
         while True:
             children = _children(self.supervisor) - {service}
             drivers = {pid for pid in children if _listens_to_streams(pid)}
-            found = children - drivers - set(filter(_is_holder, children))
+            # Looked at once more at the end: what ended meanwhile is not one of them.
+            found = (children - drivers - set(filter(_is_holder, children))) & _children(self.supervisor)
             if len(found) == 1:
                 (session,) = found
                 return {"service": service, "session": session, **dict(zip(["driver"], drivers, strict=False))}
@@ -173,7 +174,9 @@ def running_node(work: Path, image: Published, settings: str = "") -> Iterator[R
 
 
 def _is_holder(pid: int) -> bool:
-    return b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return b"holder.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _listens_to_streams(pid: int) -> bool:
@@ -181,9 +184,10 @@ def _listens_to_streams(pid: int) -> bool:
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     inodes = {f"socket:[{fields[6]}]" for fields in lines if (fields[3], fields[4]) == ("00010000", "0001")}
     found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(entry))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.add(os.readlink(entry))
     return bool(inodes & found)
 
 
