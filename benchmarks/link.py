@@ -85,14 +85,14 @@ def open_link(shape: Shape) -> Iterator[Link]:
 def served_over(shape: Shape, command: list[str | Path], port: int, **environment: str) -> Iterator[tuple[Link, str]]:
     """A web server at the far end of a link, listening on `port` there; gives the URL of its root."""
     with open_link(shape) as link, running(link.at("server", *command), **environment):
-        _wait_for(link, port)
+        wait_for(link, port)
         if not shape.rtt_ms:
             yield link, f"http://{_SERVER}:{port}"
             return
         far = port + 1
         delay = [sys.executable, "-m", "benchmarks.delay", f"{far}", f"{_SERVER}:{port}", f"{shape.rtt_ms}"]
         with running(link.at("server", *delay)):
-            _wait_for(link, far)
+            wait_for(link, far)
             yield link, f"http://{_SERVER}:{far}"
 
 
@@ -106,16 +106,8 @@ def running(command: list[str], **environment: str) -> Iterator[None]:
             process.send_signal(signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def _namespace() -> Iterator[int]:
-    """Process id of a `cat` in a network namespace of its own; it ends with its standard input."""
-    with subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        while os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
-            time.sleep(0.005)
-        yield process.pid
-
-
-def _wait_for(link: Link, port: int) -> None:
+def wait_for(link: Link, port: int) -> None:
+    """Until something at the server's end listens on a port; TimeoutError if nothing does."""
     listening = re.compile(rf":{port:04X} [0-9A-F]+:0000 0A ")  # /proc/net/tcp: local and remote address, LISTEN
     for _ in range(1000):
         done = subprocess.run(link.at("server", "cat", "/proc/net/tcp"), check=True, capture_output=True, text=True)
@@ -123,6 +115,15 @@ def _wait_for(link: Link, port: int) -> None:
             return
         time.sleep(0.01)
     raise TimeoutError(f"nothing listens on port {port}")
+
+
+@contextlib.contextmanager
+def _namespace() -> Iterator[int]:
+    """Process id of a `cat` in a network namespace of its own; it ends with its standard input."""
+    with subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        while os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+            time.sleep(0.005)
+        yield process.pid
 
 
 def _run(*command: str) -> None:

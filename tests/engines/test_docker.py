@@ -226,6 +226,20 @@ def test_registry_and_archives_keep_digests(docker: Docker, base: str, tmp_path:
     assert docker.inspect(base, "{{.Id}}") == base_id
 
 
+def test_an_imported_archive_is_an_image(docker: Docker, stock: Docker) -> None:
+    """What a container of a thin image exports is an ordinary image of one layer anywhere."""
+    container = docker("create", "--network", "none", THIN, "true")
+    archive = docker.binary("export", container)
+    docker("rm", container)
+    trees = []
+    for engine in (docker, stock):
+        engine("import", "--change", "CMD cat /data/1", "-", "imported:1", stdin=archive)
+        assert engine.run("imported:1") == "replaced"
+        trees.append(engine.tree("imported:1"))
+        engine("rmi", "imported:1")
+    assert trees[0] == trees[1]
+
+
 def test_what_we_save_a_stock_engine_loads(docker: Docker, stock: Docker, context: Path) -> None:
     docker("run", "--name", "work", "--network", "none", ORDINARY, "sh", "-c", WORK)
     docker("commit", "work", "ours:1")

@@ -142,9 +142,8 @@ def test_a_start_with_user_ids_shifted_is_refused(host: Host) -> None:
         # Its own view of the files that say whose ids are shifted.
         script = 'for name in subuid subgid; do mount --bind "$0" /etc/$name; done; exec "$@"'
         inside = ("unshare", "--mount", "--propagation=private", "sh", "-c", script, str(work / "ids"))
-        assert "cannot shift user ids" in Docker(work, host.plugin.stem, "--userns-remap=nobody:nogroup").refused(
-            *inside
-        )
+        docker = Docker(work, host.plugin.stem, "--userns-remap=nobody:nogroup", before=inside)
+        assert "cannot shift user ids" in docker.refused()
     assert host.docker.run(ORDINARY, "echo", "on") == "on"
 
 

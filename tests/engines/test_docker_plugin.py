@@ -76,7 +76,16 @@ def test_from_a_registry_to_a_running_container(plugin: Path, work: Path, image:
             docker("run", "-d", "--name", "lives", "--network", "none", "thin:1", "sleep", "1000")
             assert docker("exec", "lives", "cat", "/data/1") == "replaced"
             docker("rm", "-f", "lives", "one")
-        # What was committed is there after the engine's restart.
+        newer = f"{registry}/mica:2"
+        with running_docker(work / "d", "overlay2") as docker:
+            docker("plugin", "disable", "-f", name)
+            docker("plugin", "create", newer, plugin)
+            docker("plugin", "push", newer)
+            docker("plugin", "rm", newer)
+            docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", name, newer)
+            docker("plugin", "enable", name)
+            assert docker("plugin", "inspect", "-f", "{{.PluginReference}}", name).endswith("mica:2")
+        # What was committed is there after the engine's restart and the upgrade.
         with running_docker(work / "d", name) as docker:
             assert docker.run("derived:1", "cat", "/one", "/data/3").startswith("1\n")
         with running_docker(work / "d", "overlay2") as docker:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from tests.support.certificates import write_certificate
 from tests.support.cli import mica
+from tests.support.podmans import podman_in
 from tests.support.registry import real_registry
 from tests.support.tools import need, need_root
 from tests.unit.oci.samples import make_sample, make_tar, write_layout
@@ -23,7 +23,6 @@ from tests.unit.oci.samples import make_sample, make_tar, write_layout
 pytestmark = pytest.mark.engines
 FQRN = "portal.example.org"
 SAMPLE = make_sample([make_tar({"etc/name": b"first"}), make_tar({"usr/share/x": b"x" * 200_000})])
-LIBRARIES = Path(__file__).resolve().parents[2] / "build/debian/usr/lib/x86_64-linux-gnu"
 _PATIENCE_S = 60
 
 
@@ -110,19 +109,8 @@ def test_ten_clients_at_once_are_one_conversion(site: Site) -> None:
 
 
 def test_podman_pulls(site: Site) -> None:
-    need_root()
-    need("conmon", "conmon")
-    runtime = need("runc", "runc")
-    (site.work / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-    policy = f"--signature-policy={site.work}/policy.json"
-    environment = {"LD_LIBRARY_PATH": str(LIBRARIES)}
-    with tempfile.TemporaryDirectory(prefix="pod-") as short:  # podman takes no more than 50 characters
-        places = [f"--root={site.work}/podman", f"--runroot={short}/run", f"--tmpdir={short}/tmp"]
-        options = ["--storage-driver=vfs", f"--runtime={runtime}", "--cgroup-manager=cgroupfs", "--events-backend=none"]
-        podman = [need("podman", "podman"), *places, *options]
-        run([*podman, "pull", "--tls-verify=false", policy, site.image], **environment)
-        (told,) = json.loads(run([*podman, "image", "inspect", site.image], **environment))
-        run([*podman, "rmi", "--all", "--force"], **environment)
+    with podman_in(site.work) as podman:
+        told = podman.pull(site.image)
     assert told["Config"]["Cmd"] == SAMPLE.config["config"]["Cmd"]
     assert len(told["RootFS"]["Layers"]) == 1
 

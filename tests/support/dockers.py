@@ -10,18 +10,17 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.nodes import Published, RunningNode, publish_tars, running_node, served
+from tests.support.nodes import Published, Reachable, RunningNode, publish_tars, running_node, served
 from tests.support.tars import by_tarfile
 from tests.support.tools import need, need_fuse
 from tests.unit.oci.samples import docker_archive_files, make_config, make_sample, make_tar
 
 from mica import linux
 
-PLUGINS = Path("/run/docker/plugins")
 _START_S = 40
 APPLETS = (
     "cat", "chmod", "chown", "cp", "dd", "echo", "false", "find", "ln", "ls", "mkdir", "mkfifo", "mknod", "mv", "rm",
@@ -59,15 +58,16 @@ class Failure(NamedTuple):
 
 
 class Docker:
-    """One dockerd and its client."""
+    """One dockerd and its client. `before` is a command that becomes the daemon, as nsenter does."""
 
-    def __init__(self, work: Path, driver: str, *options: str) -> None:
+    def __init__(self, work: Path, driver: str, *options: str, before: Sequence[str] = ()) -> None:
         daemon = Path(need("dockerd", "docker.io"))
         self._daemon = str(daemon)
         self._client = str(daemon.parent.parent / "bin" / "docker")
         self.work = work
         self.log = work / "dockerd.log"
         self.data = work / "data"
+        self._before = before
         self._options = ("--storage-driver", driver, *options)
         path = f"{daemon.parent}:{daemon.parent.parent / 'bin'}:{os.environ['PATH']}"
         self._environment = {
@@ -98,10 +98,10 @@ class Docker:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def launch(self, *before: str) -> subprocess.Popen[bytes]:
-        """Start the daemon, by way of a command if one is given."""
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the daemon."""
         command = [
-            *before,
+            *self._before,
             self._daemon, "--experimental", "--data-root", str(self.data), "--exec-root", str(self.work / "exec"),
             "--pidfile", str(self.work / "pid"), "--host", f"unix://{self.work}/sock", "--bridge=none",
             "--iptables=false", "--ip6tables=false", "--ip-forward=false", *self._options,
@@ -148,9 +148,9 @@ class Docker:
             self._containerd.terminate()
             self._containerd.wait(30)
 
-    def refused(self, *before: str) -> str:
+    def refused(self) -> str:
         """What it writes when it cannot start."""
-        with self.launch(*before) as process:
+        with self.launch() as process:
             try:
                 assert process.wait(90) != 0
             finally:
@@ -175,6 +175,19 @@ class Docker:
     def run(self, image: str, *command: str, options: tuple[str, ...] = ()) -> str:
         return self("run", "--rm", "--network", "none", *options, image, *command)
 
+    def first_line(self, *arguments: str) -> tuple[float, str]:
+        """Of the output of a command that has to succeed, and when it came (time.monotonic)."""
+        command = [self._client, *arguments]
+        with subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            came = time.monotonic()
+            process.stdout.read()
+        assert process.returncode == 0, arguments
+        return came, first.decode().strip()
+
     def fails(self, *arguments: str | Path, stdin: bytes = b"", **environment: str) -> Failure:
         done = self.raw(*arguments, stdin=stdin, **environment)
         assert done.returncode != 0, done.stdout
@@ -193,9 +206,9 @@ class Docker:
 
 
 @contextlib.contextmanager
-def running_docker(work: Path, driver: str, *options: str) -> Iterator[Docker]:
+def running_docker(work: Path, driver: str, *options: str, before: Sequence[str] = ()) -> Iterator[Docker]:
     work.mkdir(exist_ok=True)
-    docker = Docker(work, driver, *options)
+    docker = Docker(work, driver, *options, before=before)
     docker.start()
     try:
         yield docker
@@ -299,14 +312,32 @@ class Host(NamedTuple):
 
 @contextlib.contextmanager
 def running_host(work: Path, *options: str) -> Iterator[Host]:
-    need_fuse()
-    # The engine finds plugins in one directory of the machine only.
-    plugin = PLUGINS / f"{work.name}.sock"
     (work / "image").mkdir()
-    with served(publish_tars(work / "image", base_layers())) as image:
-        settings = f"[drivers.docker]\nsocket = '{plugin}'\n"
-        with running_node(work, image, settings) as node, running_docker(work / "d", plugin.stem, *options) as docker:
-            yield Host(docker, node, image, plugin)
+    with (
+        served(publish_tars(work / "image", base_layers())) as image,
+        driven_engine(work, image, *options) as (node, docker),
+    ):
+        yield Host(docker, node, image, plugin_of(work))
+
+
+@contextlib.contextmanager
+def driven_engine(
+    work: Path, image: Reachable, *options: str, before: Sequence[str] = ()
+) -> Iterator[tuple[RunningNode, Docker]]:
+    """A node that knows the image's repository, and an engine on its driver."""
+    need_fuse()
+    plugin = plugin_of(work)
+    settings = f"[drivers.docker]\nsocket = '{plugin}'\n"
+    with (
+        running_node(work, image, settings, before=before) as node,
+        running_docker(work / "d", plugin.stem, *options, before=before) as docker,
+    ):
+        yield node, docker
+
+
+def plugin_of(work: Path) -> Path:
+    """Where the engine finds the driver: it looks into one directory of the machine only."""
+    return Path("/run/docker/plugins") / f"{work.name}.sock"
 
 
 def tar_bytes(directory: Path) -> bytes:

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support.cli import mica
 from tests.support.webserver import WebServer, serving
@@ -31,10 +31,11 @@ class Publication:
     www: Path
     thin: str
     descriptor: dict[str, Any]
+    fqrn: str = FQRN
 
     @property
     def key(self) -> Path:
-        return self.state / "repositories" / FQRN / "keys" / f"{FQRN}.pub"
+        return self.state / "repositories" / self.fqrn / "keys" / f"{self.fqrn}.pub"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Published:
 
     @property
     def url(self) -> str:
-        return f"{self.server.url}/{FQRN}"
+        return f"{self.server.url}/{self.publication.fqrn}"
 
 
 def publish(work: Path, *layers: Mapping[str, bytes | str]) -> Publication:
@@ -70,6 +71,16 @@ def publish_tars(work: Path, layers: list[bytes]) -> Publication:
     return Publication(state, work / "www", f"oci:{work / 'thin'}:1", descriptor)
 
 
+class Reachable(Protocol):
+    """A publication and where it is to be had, as a node sees it."""
+
+    @property
+    def publication(self) -> Publication: ...
+
+    @property
+    def url(self) -> str: ...
+
+
 @contextlib.contextmanager
 def served(publication: Publication) -> Iterator[Published]:
     with serving(publication.www) as server:
@@ -79,20 +90,22 @@ def served(publication: Publication) -> Iterator[Published]:
 class RunningNode:
     """`mica node` in a directory; started and killed at will, gone at the end of `running_node`."""
 
-    def __init__(self, work: Path, image: Published, settings: str) -> None:
+    def __init__(self, work: Path, image: Reachable, settings: str, before: Sequence[str] = ()) -> None:
         self.directory = work / "node"
         self.cache = work / "cache"
         self.log = work / "node.log"
         self._image = image
+        self._before = before
         self._config = work / "node.toml"
         self._config.write_text(
             f"[node]\ncache = '{self.cache}'\n{settings}\n"
-            f"[repositories.'{FQRN}']\nurls = ['{image.url}']\nkeys = ['{image.publication.key}']\n"
+            f"[repositories.'{image.publication.fqrn}']\nurls = ['{image.url}']\nkeys = ['{image.publication.key}']\n"
         )
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mica", "node", "--config", str(self._config), "--node", str(self.directory)]
+        options = ["--config", str(self._config), "--node", str(self.directory)]
+        command = [*self._before, sys.executable, "-m", "mica", "node", *options]
         environment = {**os.environ, "MICA_STATE": str(self.cache.parent / "none")}
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
@@ -163,9 +176,11 @@ class RunningNode:
 
 
 @contextlib.contextmanager
-def running_node(work: Path, image: Published, settings: str = "") -> Iterator[RunningNode]:
-    """`settings` are lines of the section `[node]`."""
-    node = RunningNode(work, image, settings)
+def running_node(
+    work: Path, image: Reachable, settings: str = "", *, before: Sequence[str] = ()
+) -> Iterator[RunningNode]:
+    """`settings` are lines of the section `[node]`; `before` is a command that becomes the node's, as nsenter does."""
+    node = RunningNode(work, image, settings, before)
     node.start()
     try:
         yield node

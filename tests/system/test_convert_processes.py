@@ -1,5 +1,6 @@
 """Conversions as processes: killed ones leave their finished layers, several at once do the work once."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.support.cli import mica
-from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
+from tests.support.registry import Reply, Request, ScriptedRegistry, scripted_registry
 from tests.unit.oci.samples import make_sample, make_tar
 
 from mica.oci import mediatypes
@@ -101,3 +102,28 @@ def test_processes_at_once_do_the_work_once(state: Path, registry: ScriptedRegis
     assert len({one["revision"] for one in told}) == 1
     assert (len(registry.paths(FIRST)), len(registry.paths(SECOND))) == (1, 1)
     assert mica(state, "repo", "check", FQRN, "--hash").code == 0
+
+
+def test_tokens_that_expire_during_a_layer_of_a_gigabyte(state: Path) -> None:
+    """The registry breaks off all the time, and a token is good for two requests: each piece needs a new one."""
+    content = b"some text, " * (100_000_000 // 11)
+    sample = make_sample([make_tar({f"file{number}": content for number in range(10)})], kind="")
+    (layer,) = sample.layers
+    assert layer.size > 999_000_000
+    with scripted_registry() as registry:
+        registry.add_blobs(sample.blobs)
+        registry.add_manifest("1", mediatypes.OCI_MANIFEST, sample.blobs[sample.manifest.digest])
+        registry.needs_token, registry.token_uses = True, 2
+        real = registry.answer
+
+        def answer(request: Request) -> Reply:
+            reply = real(request)
+            return dataclasses.replace(reply, cut_after=150_000_000) if layer.digest in request.path else reply
+
+        registry.answer = answer  # type: ignore[method-assign]
+        done = mica(state, "convert", f"docker://{registry.host}/team/image:1", FQRN, "--json", timeout_s=300)
+    assert done.code == 0, done.stderr
+    assert len(registry.tokens) >= 4
+    assert mica(state, "repo", "check", FQRN).code == 0
+    shown = mica(state, "repo", "stat", FQRN, f".layers/{layer.digest[7:9]}/{layer.digest[7:]}/layerfs/file9", "--json")
+    assert json.loads(shown.stdout)["size"] == len(content)
