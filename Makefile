@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(CURDIR)/build/debian/usr/bin:$(CURDIR)/
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debian test unit system engines lint bench demo lock clean
+.PHONY: help setup debian test unit system engines newer lint bench demo lock clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -46,6 +46,9 @@ system: setup ## tests with root, FUSE, overlayfs, namespaces
 
 engines: setup ## tests with real registries, servers and engines
 	$(BIN)/pytest -m engines
+
+newer: setup ## the engine tests that a newer Debian's engines can run too, in a system unpacked below build/
+	$(BIN)/pytest -m newer
 
 lint: setup ## ruff, mypy, order of imports
 	$(BIN)/pytest tests/test_linters.py tests/test_layers.py

@@ -27,6 +27,7 @@ from typing import Any
 
 from demo import trees
 from demo.ocilayout import Entry, Layer, write_image, write_layer
+from demo.packages import apt_options, package_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_DIRECTORY = ROOT / "build" / "demo" / "image"
@@ -183,9 +184,9 @@ def _bootstrap(work: Path, name: str, packages: tuple[str, ...]) -> None:
     settings = work / f"{name}.settings"
     settings.mkdir()
     sources = settings / "debian.list"
-    sources.write_text(_package_sources())
+    sources.write_text(package_sources(SUITE))
     options = settings / "apt.conf"
-    options.write_text(_apt_options())
+    options.write_text(apt_options())
     command = [
         "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory",
         f"--aptopt={options}", '--aptopt=APT::Install-Recommends "false"', "--dpkgopt=force-unsafe-io",
@@ -209,27 +210,6 @@ for compiled in glob.glob("/usr/lib/python3*/**/__pycache__/*.pyc", recursive=Tr
     mode = py_compile.PycInvalidationMode.TIMESTAMP
     py_compile.compile(source, compiled, doraise=True, invalidation_mode=mode)
 """
-
-
-def _package_sources() -> str:
-    """The machine's own sources of this Debian release; none leaves the choice to mmdebstrap."""
-    listed = _output("apt-get", "indextargets", "Created-By: Packages", "--format",
-                     "deb $(REPO_URI) $(RELEASE) $(COMPONENT)")  # fmt: skip
-    releases = {SUITE, f"{SUITE}-updates", f"{SUITE}-security"}
-    lines = [line for line in listed.splitlines() if line.split()[2] in releases and line.split()[3] == "main"]
-    return "".join(f"{line}\n" for line in dict.fromkeys(lines))
-
-
-def _apt_options() -> str:
-    """How the machine reaches its sources (proxies, checks of dates)."""
-    roots = ("http", "https", "Check-Valid-Until", "Check-Date", "Languages", "Retries")
-    return _output(
-        "apt-config", "dump", "--no-empty", "--format", '%F "%v";%n', *(f"Acquire::{name}" for name in roots)
-    )
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 # security.capability, revision 2: cap_net_raw, effective and permitted

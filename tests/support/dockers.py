@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.newer import entering
 from tests.support.nodes import Published, Reachable, RunningNode, publish_tars, running_node, served
 from tests.support.tars import by_tarfile
 from tests.support.tools import need, need_fuse
@@ -58,16 +59,20 @@ class Failure(NamedTuple):
 
 
 class Docker:
-    """One dockerd and its client. `before` is a command that becomes the daemon, as nsenter does."""
+    """One dockerd and its client. `before` is a command that becomes the daemon, as nsenter does; `system` the root
+    directory of another system whose daemon it is."""
 
-    def __init__(self, work: Path, driver: str, *options: str, before: Sequence[str] = ()) -> None:
+    def __init__(
+        self, work: Path, driver: str, *options: str, before: Sequence[str] = (), system: Path | None = None
+    ) -> None:
         daemon = Path(need("dockerd", "docker.io"))
-        self._daemon = str(daemon)
+        self._daemon = str(daemon) if system is None else "/usr/sbin/dockerd"
+        self._system = system
         self._client = str(daemon.parent.parent / "bin" / "docker")
         self.work = work
         self.log = work / "dockerd.log"
         self.data = work / "data"
-        self._before = before
+        self._before = before if system is None else entering(system, work)
         self._options = ("--storage-driver", driver, *options)
         path = f"{daemon.parent}:{daemon.parent.parent / 'bin'}:{os.environ['PATH']}"
         self._environment = {
@@ -113,7 +118,8 @@ class Docker:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment, start_new_session=True)
 
     def start(self) -> None:
-        if self._containerd is None:
+        # That of another system starts its own, which shares its view of mounts.
+        if self._containerd is None and self._system is None:
             self._start_containerd()
         self._process = process = self.launch()
         deadline = time.monotonic() + _START_S
@@ -206,9 +212,11 @@ class Docker:
 
 
 @contextlib.contextmanager
-def running_docker(work: Path, driver: str, *options: str, before: Sequence[str] = ()) -> Iterator[Docker]:
+def running_docker(
+    work: Path, driver: str, *options: str, before: Sequence[str] = (), system: Path | None = None
+) -> Iterator[Docker]:
     work.mkdir(exist_ok=True)
-    docker = Docker(work, driver, *options, before=before)
+    docker = Docker(work, driver, *options, before=before, system=system)
     docker.start()
     try:
         yield docker
@@ -311,18 +319,18 @@ class Host(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_host(work: Path, *options: str) -> Iterator[Host]:
+def running_host(work: Path, *options: str, system: Path | None = None) -> Iterator[Host]:
     (work / "image").mkdir()
     with (
         served(publish_tars(work / "image", base_layers())) as image,
-        driven_engine(work, image, *options) as (node, docker),
+        driven_engine(work, image, *options, system=system) as (node, docker),
     ):
         yield Host(docker, node, image, plugin_of(work))
 
 
 @contextlib.contextmanager
 def driven_engine(
-    work: Path, image: Reachable, *options: str, before: Sequence[str] = ()
+    work: Path, image: Reachable, *options: str, before: Sequence[str] = (), system: Path | None = None
 ) -> Iterator[tuple[RunningNode, Docker]]:
     """A node that knows the image's repository, and an engine on its driver."""
     need_fuse()
@@ -330,7 +338,7 @@ def driven_engine(
     settings = f"[drivers.docker]\nsocket = '{plugin}'\n"
     with (
         running_node(work, image, settings, before=before) as node,
-        running_docker(work / "d", plugin.stem, *options, before=before) as docker,
+        running_docker(work / "d", plugin.stem, *options, before=before, system=system) as docker,
     ):
         yield node, docker
 

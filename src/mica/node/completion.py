@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from mica.fetch.cache import Cache
 from mica.fetch.parts import local_name_bytes
@@ -23,8 +24,15 @@ _QUIET_S = 0.5
 """How long nobody must have waited for content before completion goes on."""
 
 
+_PATIENCE_S = 2.0
+"""How long a download under way is waited for at the end."""
+
+
 class Completion:
-    """`supply` is what answers the object filesystem; `last_asked` tells when that was last asked (time.monotonic)."""
+    """`supply` is what answers the object filesystem; `last_asked` tells when that was last asked (time.monotonic).
+
+    A block, which ends all that it began; the cache is to outlive it.
+    """
 
     def __init__(
         self, cache: Cache, supply: Callable[[Question], Result], last_asked: Callable[[], float], bytes_per_s: int
@@ -33,11 +41,31 @@ class Completion:
         self._supply = supply
         self._last_asked = last_asked
         self._bytes_per_s = bytes_per_s
+        self._running: dict[threading.Thread, threading.Event] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        running = list(self._running.items())
+        for _thread, ended in running:
+            ended.set()
+        for thread, _ended in running:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def start(self, images: Sequence[Path], repository: int) -> threading.Event:
         """Begin to complete these images, top first; set the event to end it."""
         ended = threading.Event()
-        thread = threading.Thread(target=self.run, args=(images, repository, ended), name="completion", daemon=True)
+
+        def run() -> None:
+            try:
+                self.run(images, repository, ended)
+            finally:
+                del self._running[thread]
+
+        thread = threading.Thread(target=run, name="completion", daemon=True)
+        self._running[thread] = ended
         thread.start()
         return ended
 

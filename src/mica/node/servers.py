@@ -65,7 +65,9 @@ def service_of(
             clients = [stack.enter_context(open_repository(place, settings.cache)) for place in settings.locations]
             supply = Supply(cache, clients)
             rate = settings.complete_bytes_per_s
-            completion = Completion(cache, supply.answer, lambda: supply.last_asked, rate) if rate else None
+            completion = (
+                stack.enter_context(Completion(cache, supply.answer, lambda: supply.last_asked, rate)) if rate else None
+            )
             preparation = Preparation(cache, clients, settings.directory, settings.method, completion, check)
             if first is not None:
                 threading.Thread(target=_begin, args=(preparation, first), name="first", daemon=True).start()

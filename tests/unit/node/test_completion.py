@@ -84,19 +84,19 @@ def test_a_failure_ends_it(cache: Cache, image: Path, caplog: pytest.LogCaptureF
 
 def test_it_waits_while_programs_wait_and_ends_when_told(cache: Cache, image: Path) -> None:
     service = Service(cache)
-    completion = Completion(cache, service.answer, time.monotonic, 1 << 30)
-    ended = completion.start([image], 0)
-    ended.set()
-    completion.run([image], 0, ended)
+    with Completion(cache, service.answer, time.monotonic, 1 << 30) as completion:
+        ended = completion.start([image], 0)
+        ended.set()
+        completion.run([image], 0, ended)
     assert service.asked == []
 
 
-def test_the_rate_bounds_it(cache: Cache, image: Path) -> None:
+def test_the_rate_bounds_it_and_the_block_ends_it(cache: Cache, image: Path) -> None:
     service = Service(cache)
-    completion = Completion(cache, service.answer, lambda: -1e9, 1)
-    ended = completion.start([image], 0)
-    deadline = time.monotonic() + 10
-    while not service.asked and time.monotonic() < deadline:
-        time.sleep(0.01)
-    ended.set()
+    with Completion(cache, service.answer, lambda: -1e9, 1) as completion:
+        completion.start([image], 0)
+        deadline = time.monotonic() + 10
+        while not service.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
     assert service.asked == [NAME], "7 bytes take 7 seconds"
+    assert not [thread for thread in threading.enumerate() if thread.name == "completion"]
