@@ -4,7 +4,7 @@ import fnmatch
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,13 +113,25 @@ def _measure(name: str, unit: str, pair: Pair) -> Result:
     )  # fmt: skip
 
 
-def report(results: list[Result]) -> None:
-    """Write what was measured, keeping other rows of earlier runs, and show it."""
+def keep(results: Iterable[Result]) -> list[Result]:
+    """Write each as soon as it is measured, keeping other rows of earlier runs."""
+    kept = []
+    for result in results:
+        kept.append(result)
+        _write(kept)
+    return kept
+
+
+def _write(results: list[Result]) -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     names = {result.name for result in results}
     merged = [one for one in kept if one["name"] not in names] + [asdict(result) for result in results]
     RESULTS.write_text(json.dumps(merged, indent=1) + "\n")
+
+
+def show(results: list[Result]) -> None:
+    """As a table."""
     table = Table("row", "ours", "baseline", "ratio", "unit", "n", "min", "max", box=SIMPLE_HEAD)
     for result in results:
         baseline = "" if result.baseline is None else f"{result.baseline:g}"

@@ -12,14 +12,14 @@ from benchmarks import (  # noqa: F401 - they register their rows
     mount,
     node,
 )
-from benchmarks.harness import report, run_rows
+from benchmarks.harness import keep, run_rows, show
 
 
 def main() -> None:
     """Run the chosen rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="*", help="glob over names of rows")
-    report(list(run_rows(parser.parse_args().only)))
+    show(keep(run_rows(parser.parse_args().only)))
 
 
 if __name__ == "__main__":
