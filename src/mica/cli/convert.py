@@ -1,6 +1,7 @@
 """`mica convert` and `mica inspect`: from images to repositories and thin images, and what those consist of."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mica.oci.models import Descriptor
     from mica.thin.convert import Conversion, PlannedLayer
     from mica.thin.converter import Converter, OpenedSource, Platforms
+    from mica.thin.trace import ProgramTrace
 
 SourceArgument = Annotated[
     str,
@@ -60,6 +62,10 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, with sizes, and change nothing.")
     ] = False,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(help="What a program asks for at its start, from `mica run --trace`; nodes fetch it ahead."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=16, help="Layers that are made side by side.")] = 2,
     wait_s: WaitOption = 300,
     max_layer_gib: Annotated[int, typer.Option(min=1, help="Refuse a layer that unpacks to more.")] = 1024,
@@ -75,6 +81,7 @@ def convert(
     from mica.cli.bars import LayerBars
     from mica.cli.outputs import parse_output
     from mica.cli.registries import Access
+    from mica.cli.tracing import read_traces
     from mica.errors import UsageError
     from mica.oci.source import expand_source
     from mica.publish.manager import ReleaseManager
@@ -87,12 +94,15 @@ def convert(
     sources = expand_source(source, options=access.source_options())
     if len(sources) > 1 and (tag or (target and target.tag)):
         raise UsageError(f"{source} stands for {len(sources)} images, which cannot all have one tag.")
+    if len(sources) > 1 and trace:
+        raise UsageError(f"{source} stands for {len(sources)} images, and a trace is one image's.")
+    traces = read_traces(trace or [])
     limits = ConversionLimits(max_layer_bytes=max_layer_gib << 30)
     options = ConverterOptions(access.source_options(), limits, jobs, wait_s)
     results = []
     with ReleaseManager.open(state, fqrn) as manager, LayerBars() as bars:
         converter = Converter(manager, options, observer=bars)
-        one = _One(converter, platforms, access, target, fqrn)
+        one = _One(converter, platforms, access, target, fqrn, traces)
         for name in sources:
             results.append(one.plan(name, tag) if dry_run else one.convert(name, tag))
             if not as_json and len(sources) > 1:
@@ -118,17 +128,19 @@ class _One:
     """One image after the other, each to the facts that are printed."""
 
     def __init__(
-        self, converter: "Converter", platforms: "Platforms", access: "Access", target: "Output | None", fqrn: str
-    ) -> None:
+        self, converter: "Converter", platforms: "Platforms", access: "Access", target: "Output | None", fqrn: str,
+        traces: "list[ProgramTrace]",
+    ) -> None:  # fmt: skip
         self._converter = converter
         self._platforms = platforms
         self._access = access
         self._target = target
         self._fqrn = fqrn
+        self._traces = traces
 
     def convert(self, source: str, tag: str | None) -> dict[str, object]:
         with self._converter.opened(source, self._platforms, name=tag or "") as opened:
-            conversion = self._converter.convert(opened)
+            conversion = self._converter.convert(opened, self._traces)
             written = self._write(opened)
             return _facts(opened, conversion, self._fqrn, written)
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from mica.cli.places import Places
     from mica.fetch.location import RepositoryLocation
     from mica.mount.serverprocess import ServerProcess
+    from mica.thin.trace import Piece
 
 
 @contextlib.contextmanager
-def open_node_layers(directory: Path, descriptor: ThinDescriptor, *, wanted: bool) -> Iterator[LayerStack | None]:
+def open_node_layers(
+    directory: Path, descriptor: ThinDescriptor, program: str | None, *, wanted: bool
+) -> Iterator[LayerStack | None]:
     """The layers from the node of this host, held for the block; None if none runs that knows their repositories.
 
     To be opened outside of private mount namespaces, which see what the node mounts later only by propagation.
@@ -38,17 +41,25 @@ def open_node_layers(directory: Path, descriptor: ThinDescriptor, *, wanted: boo
             yield None
         else:
             document = json.loads(format_descriptor(descriptor))
-            yield LayerStack.from_json(node.ask("layers", descriptor=document))
+            yield LayerStack.from_json(node.ask("layers", descriptor=document, program=program))
 
 
 @contextlib.contextmanager
 def mounted_layers(
-    descriptor: ThinDescriptor, places: "Places", directory: Path, method: Method, figures: dict[str, Any]
+    descriptor: ThinDescriptor,
+    places: "Places",
+    directory: Path,
+    method: Method,
+    figures: dict[str, Any],
+    *,
+    program: str | None = None,
+    recorded: "list[Piece] | None" = None,
 ) -> Iterator[LayerStack]:
     """The layers for the block, served by children of ours. Call it in a private mount namespace: the directory is
     shared by all runs.
 
-    After the block `figures` has the traffic of everything together.
+    After the block `figures` has the traffic of everything together, and `recorded` what was asked for, where the
+    method knows.
     """
     servers: list[ServerProcess] = []
     with mapped_os_errors(f"make the mount directory {directory}"):
@@ -68,7 +79,16 @@ def mounted_layers(
 
                 locations = [places.locate(fqrn) for fqrn in sorted(descriptor.repositories)]
                 yield stack.enter_context(
-                    private_layers(descriptor, locations, places.cache, directory, method, servers)
+                    private_layers(
+                        descriptor,
+                        locations,
+                        places.cache,
+                        directory,
+                        method,
+                        servers,
+                        program=program,
+                        recorded=recorded,
+                    )
                 )
     finally:
         for traffic in (places.counter.read()._asdict(), *(server.result or {} for server in servers)):

@@ -22,9 +22,11 @@ from mica.cli.output import writable
 from mica.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mica.cli.places import Places
     from mica.node.stack import LayerStack, Method
-    from mica.run.request import RunOptions
+    from mica.run.request import Process, RunOptions
     from mica.thin.image import ThinImage
 
 
@@ -60,6 +62,10 @@ def run(
     method: MethodOption = None,
     node: NodeOption = NODE_DIRECTORY,
     stats: StatsOption = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Record here what the program asks for, for `mica convert --trace`. Needs an empty cache."),
+    ] = None,
 ) -> None:
     """Run a container. Its files are fetched when they are opened; nothing is left when it ends.
 
@@ -76,6 +82,7 @@ def run(
         raise UsageError(f"There is no network {network!r}.", hint="There are 'host' and 'none'.")
     del remove
     stats = writable(stats) if stats is not None else None
+    trace = writable(trace) if trace is not None else None
     files = [line for path in env_file or [] for line in parse_env_file(_read_text(path))]
     options = RunOptions(
         command=tuple(command or ()), entrypoint=entrypoint,
@@ -85,9 +92,9 @@ def run(
     )  # fmt: skip
     places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     found = find_image(image, places, platform)
-    request = _Request(found, options, state, stats)
-    own = urls or keys or proxies or cache or quota or method
-    with open_node_layers(node, found.descriptor, wanted=not own) as layers:
+    request = _Request(found, options, state, stats, trace)
+    own = urls or keys or proxies or cache or quota or method or trace
+    with open_node_layers(node, found.descriptor, request.program, wanted=not own) as layers:
         if layers is not None:
             raise typer.Exit(request.run(layers))
     raise typer.Exit(request.run_by_itself(places, places.method(method)))
@@ -98,25 +105,44 @@ class _Request(NamedTuple):
     options: "RunOptions"
     state: Path
     stats: Path | None
+    trace: Path | None
 
-    def run(self, layers: "LayerStack") -> int:
+    @property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.image.config.get("config") or {}
+        return config
+
+    @property
+    def program(self) -> str:
+        from mica.run.request import plan_process
+
+        return plan_process(self.config, self.options, hostname="").args[0]
+
+    def run(self, layers: "LayerStack", opened: "Callable[[Path, Process], None] | None" = None) -> int:
         from mica.run.container import run_container
         from mica.run.request import RunRequest
 
-        config = self.image.config.get("config") or {}
-        return run_container(RunRequest(layers, config, self.options), root=self.state / "run")
+        return run_container(RunRequest(layers, self.config, self.options, opened), root=self.state / "run")
 
     def run_by_itself(self, places: "Places", method: "Method") -> int:
         """With layers that children of ours serve."""
         from mica.cli.layers import mounted_layers
+        from mica.cli.tracing import ProgramWatch
         from mica.files import mapped_os_errors
         from mica.run.container import enter_private_mounts
 
+        watch = None if self.trace is None else ProgramWatch(places.cache, method)
         enter_private_mounts()
         figures: dict[str, Any] = {}
         try:
-            with mounted_layers(self.image.descriptor, places, self.state / "mnt", method, figures) as layers:
-                return self.run(layers)
+            with mounted_layers(
+                self.image.descriptor, places, self.state / "mnt", method, figures,
+                program=self.program, recorded=None if watch is None else watch.recorded,
+            ) as layers:  # fmt: skip
+                code = self.run(layers, None if watch is None else watch.watch(layers))
+            if watch is not None and self.trace is not None:
+                watch.write(self.trace)
+            return code
         finally:
             if self.stats is not None:
                 import json

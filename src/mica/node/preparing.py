@@ -1,6 +1,7 @@
 """The operations of a node for those who mount: the layers of an image, mounted and held.
 
-    {"op": "layers", "descriptor": {…}}    {"lower": […], "data": […]}: layers top first, and the data-only ones
+    {"op": "layers", "descriptor": {…}}    {"lower": […], "data": […]}: layers top first, and the data-only ones; with
+                                           "program": "R" in the question that one is expected to start
     {"op": "status"}                       {"pid": …, "method": …, "held": […], "session": {…}, "repositories": […]}
 
 Any thread.
@@ -16,21 +17,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mica.errors import UserError
+from mica.digest import Digest
+from mica.errors import MicaError, UserError
 from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.flight import Flight
+from mica.logs import logger
 from mica.node.completion import Completion
 from mica.node.counts import read_counts
 from mica.node.directory import NodeDirectory
 from mica.node.imagecheck import Check, check_image
 from mica.node.images import LayerImages, MountedImages
 from mica.node.messages import ANY_REPOSITORY
+from mica.node.prefetch import Prefetch
 from mica.node.service import Operation
 from mica.node.stack import LayerStack, Method, plan_stack
+from mica.node.traces import fetch_traces
 from mica.repo.catalog import NestedCatalog
 from mica.thin.descriptor import ThinDescriptor, ThinLayer, parse_descriptor
+from mica.thin.trace import ProgramTrace
 
+_log = logger(__name__)
 _IMAGES_AT_ONCE = 8
 _REVISION_S = 60.0
 """How long a revision counts as the newest without asking."""
@@ -46,6 +53,7 @@ class Preparation:
         node: NodeDirectory,
         method: Method,
         completion: Completion | None = None,
+        prefetch: Prefetch | None = None,
         check: Check = check_image,
     ) -> None:
         self._cache = cache
@@ -54,6 +62,8 @@ class Preparation:
         self._node = node
         self._method = method
         self._completion = completion
+        self._prefetch = prefetch
+        self._known_traces: dict[tuple[str, Digest], list[ProgramTrace]] = {}
         self._images = LayerImages(cache, check=check)
         self._mounted = MountedImages(node.layers, by_loop=method is Method.LOOP)
         self._flight: Flight[NestedCatalog] = Flight()
@@ -65,8 +75,8 @@ class Preparation:
     def operations(self) -> Mapping[str, Operation]:
         return {"layers": self._layers, "status": self._status}
 
-    def obtain(self, descriptor: ThinDescriptor) -> list[Path]:
-        """The metadata images of an image's layers, bottom first."""
+    def obtain(self, descriptor: ThinDescriptor, program: str | None = None) -> list[Path]:
+        """The metadata images of an image's layers, bottom first; `program` is about to start in it."""
         unknown = sorted(descriptor.repositories - self._clients.keys())
         if unknown:
             raise UserError(
@@ -76,14 +86,21 @@ class Preparation:
         with ThreadPoolExecutor(_IMAGES_AT_ONCE, thread_name_prefix="images") as pool:
             roots = dict(zip(descriptor.repositories, pool.map(self._root, descriptor.repositories), strict=True))
 
+            top = descriptor.layers[-1]
+            traces = pool.submit(self._traces, roots[top.fqrn], top)
+
             def obtain(layer: ThinLayer) -> Path:
                 return self._images.obtain(self._clients[layer.fqrn], roots[layer.fqrn], layer)
 
-            return list(pool.map(obtain, descriptor.layers))
+            images = list(pool.map(obtain, descriptor.layers))
+            if self._prefetch is not None:
+                self._prefetch.learn(traces.result(), self._numbers[top.fqrn], program)
+            return images
 
     def _layers(self, request: Mapping[str, Any], held: contextlib.ExitStack) -> dict[str, Any]:
         descriptor = parse_descriptor(json.dumps(request.get("descriptor")).encode("ascii"), "The descriptor")
-        images = self.obtain(descriptor)
+        program = request.get("program")
+        images = self.obtain(descriptor, program if isinstance(program, str) else None)
         held.enter_context(self._listing(descriptor, images))
         mounted = [held.enter_context(self._mounted.holding(image)) for image in images]
         numbers = sorted(self._numbers[fqrn] for fqrn in descriptor.repositories)
@@ -91,6 +108,17 @@ class Preparation:
             repository = numbers[0] if len(numbers) == 1 else ANY_REPOSITORY
             held.callback(self._completion.start(images[::-1], repository).set)
         return self._stack(mounted[::-1], numbers, held).to_json()
+
+    def _traces(self, root: NestedCatalog, top: ThinLayer) -> list[ProgramTrace]:
+        """Of images with this top layer; fetched once for each revision."""
+        key = (top.url, root.digest)
+        if key not in self._known_traces:
+            try:
+                self._known_traces[key] = fetch_traces(self._clients[top.fqrn], root, top)
+            except MicaError as error:
+                _log.warning("%s starts without its traces: %s", top.url, error)
+                return []
+        return self._known_traces[key]
 
     @contextlib.contextmanager
     def _listing(self, descriptor: ThinDescriptor, images: Sequence[Path]) -> Iterator[None]:

@@ -21,7 +21,9 @@ from mica.node.client import open_node
 from mica.node.directory import NodeDirectory
 from mica.node.servers import FILESYSTEM_NAME, NodeSettings, service_of, session_of
 from mica.node.stack import LayerStack, Method
+from mica.node.traces import read_recorded
 from mica.thin.descriptor import ThinDescriptor, format_descriptor
+from mica.thin.trace import Piece
 
 
 @contextlib.contextmanager
@@ -32,8 +34,12 @@ def private_layers(
     directory: Path,
     method: Method,
     servers: list[ServerProcess],
+    *,
+    program: str | None = None,
+    recorded: list[Piece] | None = None,
 ) -> Iterator[LayerStack]:
-    """The layers of an image for the block. `servers` gets the children, whose results are their traffic.
+    """The layers of an image for the block, in which `program` will be started. `servers` gets the children, whose
+    results are their traffic, and `recorded` after the block what was asked for.
 
     Call it in a private mount namespace; `directory` exists. Raises what the service failed with.
     """
@@ -45,8 +51,12 @@ def private_layers(
         node.create()
         with Cache(cache):
             pass  # made once here, and not by both children at once
-        settings = NodeSettings(node, cache, tuple(locations), method)
-        serve = service_of(settings, first=descriptor)
+        settings = NodeSettings(
+            node, cache, tuple(locations), method, recorded=None if recorded is None else directory / "recorded"
+        )
+        if recorded is not None:
+            stack.callback(lambda: recorded.extend(read_recorded(directory / "recorded")))
+        serve = service_of(settings, first=descriptor, program=program)
         servers.append(service := stack.enter_context(open_server_process(serve, wait=False)))
         with mapped_os_errors(f"mount the object filesystem on {node.objects}"):
             fuse_fd = mount_fuse(node.objects, name=FILESYSTEM_NAME)

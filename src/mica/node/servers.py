@@ -19,6 +19,7 @@ from mica.node.stack import Method
 from mica.thin.descriptor import ThinDescriptor
 
 if TYPE_CHECKING:
+    from mica.node.messages import Question
     from mica.node.preparing import Preparation
 
 FILESYSTEM_NAME = "mica#objects"
@@ -28,7 +29,7 @@ FILESYSTEM_NAME = "mica#objects"
 class NodeSettings:
     """The order of `locations` numbers the repositories; a successor keeps it. `deadline_s`: how long the kernel's
     requests wait for a successor before they fail. `complete_bytes_per_s`: how fast the rest of images in use is
-    fetched, 0 for not at all."""
+    fetched, 0 for not at all. `recorded`: where the service writes at its end what was asked of it."""
 
     directory: NodeDirectory
     cache: Path
@@ -36,6 +37,7 @@ class NodeSettings:
     method: Method
     deadline_s: float = 30.0
     complete_bytes_per_s: int = 0
+    recorded: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +49,20 @@ class ServerSpec:
 
 
 def service_of(
-    settings: NodeSettings, *, first: ThinDescriptor | None = None
+    settings: NodeSettings, *, first: ThinDescriptor | None = None, program: str | None = None
 ) -> Callable[[Callable[[], None]], dict[str, int]]:
-    """The service; its result is its traffic. It begins with the layers of `first`, before anybody asks."""
+    """The service; its result is its traffic. It begins with the layers of `first`, before anybody asks, of which
+    `program` will be started."""
 
     def serve(ready: Callable[[], None]) -> dict[str, int]:
         from mica.fetch.cache import Cache
         from mica.fetch.location import open_repository
         from mica.node.completion import Completion
         from mica.node.imagecheck import open_checkers
+        from mica.node.prefetch import Prefetch
         from mica.node.preparing import Preparation
         from mica.node.service import Service, Supply
+        from mica.node.traces import Recorder
 
         with contextlib.ExitStack() as stack:
             check = stack.enter_context(open_checkers())
@@ -68,20 +73,30 @@ def service_of(
             completion = (
                 stack.enter_context(Completion(cache, supply.answer, lambda: supply.last_asked, rate)) if rate else None
             )
-            preparation = Preparation(cache, clients, settings.directory, settings.method, completion, check)
+            prefetch = stack.enter_context(Prefetch(cache, supply.answer))
+            recorder = Recorder()
+            preparation = Preparation(cache, clients, settings.directory, settings.method, completion, prefetch, check)
             if first is not None:
-                threading.Thread(target=_begin, args=(preparation, first), name="first", daemon=True).start()
+                threading.Thread(target=_begin, args=(preparation, first, program), name="first", daemon=True).start()
+
+            def asked(question: "Question") -> None:
+                prefetch.asked(question.name)
+                if settings.recorded is not None:
+                    recorder.asked(question)
+
             with contextlib.suppress(Stopped):
-                Service(supply, preparation.operations).serve(settings.directory.service, ready)
+                Service(supply, preparation.operations, asked).serve(settings.directory.service, ready)
+            if settings.recorded is not None:
+                recorder.write(settings.recorded)
             return _total([client.counter.read()._asdict() for client in clients])
 
     return serve
 
 
-def _begin(preparation: "Preparation", descriptor: ThinDescriptor) -> None:
+def _begin(preparation: "Preparation", descriptor: ThinDescriptor, program: str | None) -> None:
     # Whoever asks for the layers joins this, or does it again and is told what is wrong.
     with contextlib.suppress(MicaError):
-        preparation.obtain(descriptor)
+        preparation.obtain(descriptor, program)
 
 
 def _total(traffic: list[dict[str, int]]) -> dict[str, int]:

@@ -63,7 +63,7 @@ class Supply:
 
     def _supply(self, client: RepositoryClient, question: Question) -> int:
         name = question.name
-        if question.kind is not Kind.RANGE:
+        if question.ticket and question.kind is not Kind.RANGE:
             client.counter.add(files_opened=1)
         if not name.in_chunks:
             os.close(client.open_object(ObjectName(name.digest, Suffix.FILE, name.compression, name.size)))
@@ -79,7 +79,7 @@ class Supply:
     def _fetch_range(client: RepositoryClient, part: PartFile, question: Question) -> None:
         if question.ticket:
             client.fetch_range(part, question.offset, question.size)
-        else:  # completion, which has a rate of its own
+        else:  # completion and prefetching know what they need
             client.fetch_chunks(part, part.missing(question.offset, question.size))
 
     def _part(self, name: LocalName) -> PartFile:
@@ -94,11 +94,18 @@ class Supply:
 
 
 class Service:
-    """`operations` are what programs may ask for, by name."""
+    """`operations` are what programs may ask for, by name. `asked` hears of what the object filesystem asks for before
+    it is supplied."""
 
-    def __init__(self, supply: Supply, operations: Mapping[str, Operation]) -> None:
+    def __init__(
+        self,
+        supply: Supply,
+        operations: Mapping[str, Operation],
+        asked: Callable[[Question], None] = lambda _question: None,
+    ) -> None:
         self._supply = supply
         self._operations = operations
+        self._asked = asked
         self._is_ending = False
 
     def serve(self, path: Path, ready: Callable[[], None]) -> Never:
@@ -129,6 +136,7 @@ class Service:
 
     def _answer(self, question: Question, connection: socket.socket) -> None:
         self._supply.last_asked = time.monotonic()
+        self._asked(question)
         result = self._supply.answer(question)
         # What fails because we end is asked again of our successor.
         if result.errno and self._is_ending:

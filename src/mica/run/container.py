@@ -50,6 +50,8 @@ def _run_in(directory: RunDirectory, request: RunRequest, runc: str) -> int:
     process = plan_process(request.config, options, hostname=hostname)
     has_cgroup = has_usable_cgroups(read_hierarchies())
     with _open_union(directory, request, nodev=not has_cgroup) as rootfs:
+        if request.opened is not None:
+            request.opened(rootfs, process)
         spec = SpecOptions(
             process=process,
             user=resolve_user(rootfs, process.user),

@@ -6,7 +6,7 @@ every value is checked for its type before it is used. Combination rules are tho
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -61,15 +61,6 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class RunRequest:
-    """Mounted layers, and what to do with them. `config` is the `config` object of the OCI image config, unchecked."""
-
-    layers: LayerStack
-    config: Mapping[str, Any] = field(default_factory=dict)
-    options: RunOptions = RunOptions()
-
-
-@dataclass(frozen=True, slots=True)
 class Process:
     """A program with its surroundings, as the image and the user together want it; `user` is not resolved yet."""
 
@@ -78,6 +69,17 @@ class Process:
     cwd: str
     user: str
     tty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """Mounted layers, and what to do with them. `config` is the `config` object of the OCI image config, unchecked.
+    `opened` is called with the container's root directory before the program starts."""
+
+    layers: LayerStack
+    config: Mapping[str, Any] = field(default_factory=dict)
+    options: RunOptions = RunOptions()
+    opened: Callable[[Path, Process], None] | None = None
 
 
 def plan_process(config: Mapping[str, Any], options: RunOptions, *, hostname: str) -> Process:

@@ -34,10 +34,12 @@ from mica.thin.layout import (
     image_path,
     layer_path,
     metadata_image_path,
+    trace_path,
     tree_path,
 )
 from mica.thin.record import ImageRecord, format_record
 from mica.thin.staging import StagedLayer, Staging
+from mica.thin.trace import ProgramTrace, format_traces
 
 DEFAULT_JOBS = 2
 
@@ -78,10 +80,11 @@ class Conversion:
 
 
 class WantedImage(NamedTuple):
-    """An image, and what is kept of it under its name."""
+    """An image, and what is kept of it under its name; `traces` instead of those that it has, if there are any."""
 
     image: ImageSource
     record: ImageRecord
+    traces: tuple[ProgramTrace, ...] = ()
 
 
 class Observer(Protocol):
@@ -145,6 +148,7 @@ def convert(
         for wanted in images:
             changed |= _publish_chains(wanted.image, transaction.catalogs)
             changed |= _publish_record(transaction, wanted.record)
+            changed |= _publish_traces(transaction, wanted)
         if not changed:
             transaction.give_up()
     for digest in made:
@@ -259,6 +263,19 @@ def _publish_record(transaction: Transaction, record: ImageRecord) -> bool:
     if found is not None and found.digest == entry.digest:
         return False
     transaction.catalogs.make_directories(parent_path(path), directory_entry(b""))
+    transaction.catalogs.put(path, entry)
+    return True
+
+
+def _publish_traces(transaction: Transaction, wanted: WantedImage) -> bool:
+    """Beside the top layer."""
+    if not wanted.traces:
+        return False
+    path = trace_path(wanted.image.layers[-1].digest)
+    entry = transaction.store_file(base_name(path), format_traces(wanted.traces))
+    found = transaction.catalogs.find(path)
+    if found is not None and found.digest == entry.digest:
+        return False
     transaction.catalogs.put(path, entry)
     return True
 

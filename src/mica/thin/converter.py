@@ -31,6 +31,7 @@ from mica.thin.convert import (
 )
 from mica.thin.image import ImageWriter, ThinImage, write_thin_image, write_thin_index
 from mica.thin.record import ImageRecord
+from mica.thin.trace import ProgramTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,12 @@ class Converter:
     def plan(self, opened: OpenedSource) -> list[PlannedLayer]:
         return plan_conversion([one.image for one in opened.images], self._manager)
 
-    def convert(self, opened: OpenedSource) -> Conversion:
-        """Publish layers and records: under the name that of the main image, under their digests those of an index."""
-        wanted = [WantedImage(opened.main.image, self._record(opened, opened.main.image))]
+    def convert(self, opened: OpenedSource, traces: Sequence[ProgramTrace] = ()) -> Conversion:
+        """Publish layers and records: under the name that of the main image, under their digests those of an index.
+
+        `traces` are the main image's; without any, those that it has stay.
+        """
+        wanted = [WantedImage(opened.main.image, self._record(opened, opened.main.image), tuple(traces))]
         if opened.is_index:
             wanted += [WantedImage(one.image, self._record(opened, one.image, by_digest=True)) for one in opened.images]
         options = self._options

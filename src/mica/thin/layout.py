@@ -3,6 +3,7 @@
 /.layers/<d[:2]>/<d>/layerfs/            the layer tree; d = hex of the compressed layer's digest
 /.layers/<d[:2]>/<d>/.cvmfscatalog       each layer is a nested catalog, so are .layers and .layers/<d[:2]>
 /.layers/<d[:2]>/<d>.erofs               its metadata image
+/.layers/<d[:2]>/<d>.trace               what programs ask for at their start, in images that have it as their top layer
 /.layers/<d[:2]>/<d>.json                layer facts: what it is and what was changed to fit
 /.chains-oci/<c[:2]>/<c>                 relative link from an OCI chain id to the layer on top of it
 /.images/<registry>/<repository>/<tag or digest>.json
@@ -18,6 +19,7 @@ CHAINS = b"/.chains-oci"
 IMAGES = b"/.images"
 TREE = b"layerfs"
 _IMAGE_SUFFIX = b".erofs"
+_TRACE_SUFFIX = b".trace"
 
 
 def hex_of(digest: str) -> str:
@@ -42,8 +44,21 @@ def metadata_image_path(digest: str) -> bytes:
 
 def metadata_image_of_tree(path: bytes) -> bytes | None:
     """The same from the path of a layer tree; None for a tree elsewhere."""
+    return _beside_tree(path, _IMAGE_SUFFIX)
+
+
+def trace_path(digest: str) -> bytes:
+    return layer_path(digest) + _TRACE_SUFFIX
+
+
+def trace_of_tree(path: bytes) -> bytes | None:
+    """The same from the path of a layer tree; None for a tree elsewhere."""
+    return _beside_tree(path, _TRACE_SUFFIX)
+
+
+def _beside_tree(path: bytes, suffix: bytes) -> bytes | None:
     layer, _, name = path.rpartition(b"/")
-    return layer + _IMAGE_SUFFIX if name == TREE and layer.startswith(LAYERS + b"/") else None
+    return layer + suffix if name == TREE and layer.startswith(LAYERS + b"/") else None
 
 
 def facts_path(digest: str) -> bytes:

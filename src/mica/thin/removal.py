@@ -11,7 +11,16 @@ from mica.publish.catalogtree import CatalogTree, parent_path
 from mica.repo.entry import Entry
 from mica.repo.objects import unpack
 from mica.store.base import ObjectStore, read_limited
-from mica.thin.layout import CHAINS, IMAGES, LAYERS, chain_target, facts_path, layer_path, metadata_image_path
+from mica.thin.layout import (
+    CHAINS,
+    IMAGES,
+    LAYERS,
+    chain_target,
+    facts_path,
+    layer_path,
+    metadata_image_path,
+    trace_path,
+)
 from mica.thin.record import RECORD_LIMIT, ImageRecord, parse_record
 
 _FACTS_SUFFIX = b".json"
@@ -45,7 +54,7 @@ def remove_layers(catalogs: CatalogTree, layers: Iterable[str]) -> None:
     for text in layers:
         digest = f":{text}"
         targets.add(chain_target(digest))
-        for path in (layer_path(digest), metadata_image_path(digest), facts_path(digest)):
+        for path in (layer_path(digest), metadata_image_path(digest), trace_path(digest), facts_path(digest)):
             catalogs.remove(path)
     for path, entry in list(_files_below(catalogs, CHAINS)):
         if entry.target in targets:

@@ -1,0 +1,58 @@
+"""Which content of an image a program starts from: asked once the union is mounted, before the program exists.
+
+The tree comes from a hostile image and does not change meanwhile; the kernel keeps every link inside (openat2(2)).
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mica import linux
+from mica.errors import UserError
+from mica.files import owned_fd
+from mica.repo.localname import LocalName
+from mica.run.request import PATH, Process
+
+_REDIRECT = "trusted.overlay.redirect"
+
+
+def program_content(rootfs: Path, process: Process, lower: Sequence[Path]) -> LocalName:
+    """`lower`: the mounted layers, top first. Raises UserError for a program whose file is not in them."""
+    for path in _candidates(process):
+        relative = _resolved(rootfs, path)
+        if relative is not None:
+            for layer in lower:
+                with contextlib.suppress(OSError, ValueError):
+                    redirect = os.getxattr(layer / relative, _REDIRECT, follow_symlinks=False)
+                    return LocalName.parse(redirect.decode("ascii").removeprefix("/"))
+    raise UserError(
+        f"{process.args[0]} is not one of the image's programs whose content is fetched.",
+        hint="Scripts are traced by the name of their interpreter.",
+    )
+
+
+def _candidates(process: Process) -> Iterator[str]:
+    """Where execvpe(3) looks."""
+    name = process.args[0]
+    if "/" in name:
+        yield os.path.join(process.cwd, name)
+        return
+    path = next((item[5:] for item in process.env if item.startswith("PATH=")), PATH)
+    for directory in path.split(":"):
+        yield os.path.join(process.cwd, directory, name)
+
+
+def _resolved(rootfs: Path, path: str) -> Path | None:
+    """The regular file that a path leads to, relative to the root; None if there is none."""
+    try:
+        with (
+            owned_fd(os.open(rootfs, os.O_PATH | os.O_CLOEXEC)) as root,
+            owned_fd(linux.openat2(root, path, os.O_PATH, resolve=linux.RESOLVE_IN_ROOT)) as fd,
+        ):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            return Path(os.readlink(f"/proc/self/fd/{fd}")).relative_to(os.readlink(f"/proc/self/fd/{root}"))
+    except (OSError, ValueError):
+        return None
