@@ -13,7 +13,7 @@ from demo.image import CONFIG, build
 from demo.ocilayout import write_image, write_layer
 
 from benchmarks.harness import Pair, rows
-from benchmarks.nodes import merged
+from benchmarks.nodes import cached
 from benchmarks.support import (
     FQRN,
     loop_pair,
@@ -22,7 +22,6 @@ from benchmarks.support import (
     mica,
     overlaid,
     printed_seconds,
-    read_all,
     served,
     workspace,
 )
@@ -39,10 +38,9 @@ def _both(work: Path, source: str, unpacked: Path) -> Iterator[tuple[Path, Path]
     mica(work / "state", "convert", source, FQRN, "--tag", "bench/image:1", "--output", f"oci:{work}/thin:bench")
     with (
         served(work) as url,
-        merged(work, url) as ours,
+        cached(work, url) as ours,
         overlaid([unpacked], work / "theirs") as theirs,
     ):
-        read_all(ours)
         yield ours, theirs
 
 

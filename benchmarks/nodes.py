@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.support import FQRN, public_key
+from benchmarks.support import FQRN, public_key, read_all
 from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
 from mica.node.client import NodeClient, open_node
 from mica.node.directory import NodeDirectory
@@ -60,12 +60,12 @@ def union(client: NodeClient, descriptor: dict[str, Any], place: Path) -> Iterat
 
 
 @contextlib.contextmanager
-def merged(work: Path, url: str) -> Iterator[Path]:
-    """The image `work/thin:bench` as a program in a container sees it, with the cache `work/cache`."""
+def cached(work: Path, url: str) -> Iterator[Path]:
+    """The image `work/thin:bench` as a program in a container sees it that starts when all of it is in the cache."""
     descriptor = descriptor_of(work / "thin", "bench")
-    with (
-        running_node(work, url) as node,
-        open_node(node.service) as client,
-        union(client, descriptor, work / "ours") as target,
-    ):
-        yield target
+    with running_node(work, url) as node, open_node(node.service) as client:
+        # A large file that this one opened before it was whole stays the object filesystem's for this one.
+        with union(client, descriptor, work / "first") as first:
+            read_all(first)
+        with union(client, descriptor, work / "ours") as target:
+            yield target

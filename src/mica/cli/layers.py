@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mica.cli.places import Places
     from mica.fetch.location import RepositoryLocation
     from mica.mount.serverprocess import ServerProcess
+    from mica.node.earlyservice import EarlyService
     from mica.thin.trace import Piece
 
 
@@ -54,6 +55,7 @@ def mounted_layers(
     *,
     program: str | None = None,
     recorded: "list[Piece] | None" = None,
+    early: "EarlyService | None" = None,
 ) -> Iterator[LayerStack]:
     """The layers for the block, served by children of ours. Call it in a private mount namespace: the directory is
     shared by all runs.
@@ -88,6 +90,7 @@ def mounted_layers(
                         servers,
                         program=program,
                         recorded=recorded,
+                        early=early,
                     )
                 )
     finally:

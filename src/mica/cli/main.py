@@ -15,6 +15,7 @@ from mica import __version__
 from mica.cli import cache, convert, doctor, mount, node, plugin, portal, push, repo, run, status, sync
 from mica.cli.output import show_error
 from mica.errors import MicaError
+from mica.node.earlyservice import EarlyService
 
 app = typer.Typer(
     name="mica",
@@ -72,18 +73,18 @@ def _common(
     configure(level=log_level, as_json=log_json)
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def run_command(arguments: list[str], early: EarlyService | None = None) -> int:
+    """Run one command of this program and return its exit code; `early` is what its servers may be made of."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is shown escaped
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run_app(sys.argv[1:]))
+    return run_app(arguments, early=early)
 
 
-def run_app(arguments: list[str], commands: typer.Typer = app) -> int:
+def run_app(arguments: list[str], commands: typer.Typer = app, *, early: EarlyService | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        result = commands(arguments, standalone_mode=False)
+        result = commands(arguments, standalone_mode=False, obj=early)
     except MicaError as error:
         show_error(error)
         return error.exit_code

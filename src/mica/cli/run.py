@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mica.cli.places import Places
+    from mica.node.earlyservice import EarlyService
     from mica.node.stack import LayerStack, Method
     from mica.run.request import Process, RunOptions
     from mica.thin.image import ThinImage
 
 
 def run(
+    context: typer.Context,
     image: Annotated[
         str, typer.Argument(help="A thin image (oci:DIR:TAG, docker://REF, …), or a name kept in a known repository.")
     ],
@@ -85,17 +87,19 @@ def run(
     trace = writable(trace) if trace is not None else None
     files = [line for path in env_file or [] for line in parse_env_file(_read_text(path))]
     options = RunOptions(
-        command=tuple(command or ()), entrypoint=entrypoint,
-        env=resolve_env([*files, *(env or [])], os.environ), user=user, workdir=workdir, hostname=hostname, name=name,
+        command=tuple(command or ()), entrypoint=entrypoint, hostname=hostname, name=name,
+        env=resolve_env([*files, *(env or [])], os.environ), user=user, workdir=workdir,
         volumes=tuple(map(parse_volume, volume or [])), network="none" if network == "none" else "host",
         tty=tty, interactive=interactive or tty, read_only=read_only, keep=keep.absolute() if keep else None,
     )  # fmt: skip
     places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
     found = find_image(image, places, platform)
-    request = _Request(found, options, state, stats, trace)
+    request = _Request(found, options, state, stats, trace, context.obj)
     own = urls or keys or proxies or cache or quota or method or trace
     with open_node_layers(node, found.descriptor, request.program, wanted=not own) as layers:
         if layers is not None:
+            if request.early is not None:
+                request.early.stop()
             raise typer.Exit(request.run(layers))
     raise typer.Exit(request.run_by_itself(places, places.method(method)))
 
@@ -106,6 +110,7 @@ class _Request(NamedTuple):
     state: Path
     stats: Path | None
     trace: Path | None
+    early: "EarlyService | None"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -137,7 +142,7 @@ class _Request(NamedTuple):
         try:
             with mounted_layers(
                 self.image.descriptor, places, self.state / "mnt", method, figures,
-                program=self.program, recorded=None if watch is None else watch.recorded,
+                program=self.program, recorded=None if watch is None else watch.recorded, early=self.early,
             ) as layers:  # fmt: skip
                 code = self.run(layers, None if watch is None else watch.watch(layers))
             if watch is not None and self.trace is not None:

@@ -191,6 +191,11 @@ class RepositoryClient:
         keep_list(self._cache, name.digest, format_chunk_list(chunks))
         return PartFile(self._cache, name, chunks)
 
+    @property
+    def latency_s(self) -> float:
+        """Of a request, at its best lately; 0 before the first."""
+        return self._fetcher.connection.latency_s
+
     def fetch_range(self, part: PartFile, offset: int, size: int) -> None:
         """Have these bytes of a large file here, and begin to fetch what is likely to be read next.
 
@@ -200,7 +205,7 @@ class RepositoryClient:
         needed = part.missing(offset, size)
         if not needed:
             return
-        around = around_bytes(self._fetcher.connection.latency_s)
+        around = around_bytes(self.latency_s)
         for number in part.read_ahead.plan(part.chunks, needed, around=around):
             if not part.has(number):
                 self._begin(self._fetch_unasked, part, number)

@@ -10,6 +10,7 @@ They end with the service, however that ends. One that died is done without. Any
 """
 
 import contextlib
+import gc
 import os
 import queue
 import socket
@@ -73,6 +74,7 @@ def _ask(line: socket.socket, file: BinaryIO, what: str) -> bytes:
 def _checker(line: socket.socket) -> Callable[[Callable[[], None]], None]:
     def serve(ready: Callable[[], None]) -> None:
         ready()
+        gc.disable()  # reading makes no cycles
         with contextlib.suppress(Stopped, ConnectionError):
             while _answer(line):
                 pass

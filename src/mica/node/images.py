@@ -17,8 +17,9 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mica import linux
 from mica.fetch.cache import Cache
@@ -44,29 +45,54 @@ class LayerImages:
         self._check = check
         self._directory = cache.root / "images"
         self._cache = cache
-        self._flight: Flight[Path] = Flight()
+        self._flight: Flight[None] = Flight()
 
-    def obtain(self, client: RepositoryClient, root: NestedCatalog, layer: ThinLayer) -> Path:
-        """The image of a layer in the revision with this root catalog; its chunk lists are in the cache too.
+    def obtain(
+        self,
+        client: RepositoryClient,
+        root: NestedCatalog,
+        layer: ThinLayer,
+        listed: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """The image of a layer in the revision with this root catalog; its chunk lists are in the cache too, which
+        `listed` is told as soon as it is so.
 
         Raises NotFoundError if the revision has no such layer, IntegrityError and TemporaryError as fetching does.
         """
         path = self._directory / hashlib.sha256(layer.url.encode("utf-8")).hexdigest()
-        return self._flight.do(path, lambda: self._obtain(client, root, layer, path))
+        self._flight.do(path, lambda: self._obtain(client, root, layer, path, listed))
+        listed()
+        return path
 
-    def _obtain(self, client: RepositoryClient, root: NestedCatalog, layer: ThinLayer, path: Path) -> Path:
+    def _obtain(
+        self, client: RepositoryClient, root: NestedCatalog, layer: ThinLayer, path: Path, listed: Callable[[], None]
+    ) -> None:
         record = path.with_suffix(".json")
         if not (self._cache.touch(str(path)) and _read_root(record) == root.digest.text):
-            obtain_layer_image(client, root, layer.path.encode("utf-8"), path, check=self._check)
+            lists: list[str] | None = None
+
+            def check(file: BinaryIO, what: str) -> None:
+                # The lists vouch for themselves, and prefetching waits for them.
+                nonlocal lists
+                lists = self._keep_lists(file, what)
+                listed()
+                self._check(file, what)
+
+            obtain_layer_image(client, root, layer.path.encode("utf-8"), path, check=check)
             self._cache.account(str(path))
-            lists = []
-            with path.open("rb") as image:
-                for digest, data in read_chunk_lists(image, str(path)):
-                    keep_list(self._cache, digest, data)
-                    lists.append(digest.text)
+            if lists is None:  # the image was made here
+                with path.open("rb") as image:
+                    lists = self._keep_lists(image, str(path))
             document = json.dumps({"layer": layer.url, "root": root.digest.text, "lists": lists})
             replace_file(record, document.encode("utf-8"), mode=0o600, durable=False)
-        return path
+
+    def _keep_lists(self, image: BinaryIO, what: str) -> list[str]:
+        """The chunk lists of an image into the cache; their digests."""
+        lists = []
+        for digest, data in read_chunk_lists(image, what):
+            keep_list(self._cache, digest, data)
+            lists.append(digest.text)
+        return lists
 
     def mask(self, top: Path) -> Path:
         """An image that hides the directories of objects, with the root directory of a mounted layer."""
@@ -76,13 +102,13 @@ class LayerImages:
             status.st_mode, status.st_uid, status.st_gid, *divmod(status.st_mtime_ns, 1_000_000_000), xattrs=xattrs
         )
         path = self._directory / f"mask-{hashlib.sha256(repr(root).encode()).hexdigest()}"
-        return self._flight.do(path, lambda: _keep_mask(self._cache, path, root))
+        self._flight.do(path, lambda: _keep_mask(self._cache, path, root))
+        return path
 
 
-def _keep_mask(cache: Cache, path: Path, root: Inode) -> Path:
+def _keep_mask(cache: Cache, path: Path, root: Inode) -> None:
     if not cache.touch(str(path)):
         replace_file(path, format_mask(root), mode=0o600, durable=False)
-    return path
 
 
 def format_mask(root: Inode) -> bytes:

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,22 @@ _REVISION_S = 60.0
 """How long a revision counts as the newest without asking."""
 
 
+class _Listed:
+    """Sets its event when the chunk lists of all layers are in the cache. Any thread."""
+
+    def __init__(self, layers: Sequence[ThinLayer]) -> None:
+        self.event = threading.Event()
+        self._lock = threading.Lock()
+        self._missing = {layer.url for layer in layers}
+
+    def add(self, layer: ThinLayer) -> None:
+        """Those of this one are."""
+        with self._lock:
+            self._missing.discard(layer.url)
+            if not self._missing:
+                self.event.set()
+
+
 class Preparation:
     """What a service does for those who mount."""
 
@@ -63,7 +80,7 @@ class Preparation:
         self._method = method
         self._completion = completion
         self._prefetch = prefetch
-        self._known_traces: dict[tuple[str, Digest], list[ProgramTrace]] = {}
+        self._traces: dict[tuple[str, Digest], list[ProgramTrace]] = {}
         self._images = LayerImages(cache, check=check)
         self._mounted = MountedImages(node.layers, by_loop=method is Method.LOOP)
         self._flight: Flight[NestedCatalog] = Flight()
@@ -86,15 +103,18 @@ class Preparation:
         with ThreadPoolExecutor(_IMAGES_AT_ONCE, thread_name_prefix="images") as pool:
             roots = dict(zip(descriptor.repositories, pool.map(self._root, descriptor.repositories), strict=True))
 
-            top = descriptor.layers[-1]
-            traces = pool.submit(self._traces, roots[top.fqrn], top)
+            top, listed = descriptor.layers[-1], _Listed(descriptor.layers)
+            learning = pool.submit(self._learn, roots[top.fqrn], top, listed.event, program)
 
             def obtain(layer: ThinLayer) -> Path:
-                return self._images.obtain(self._clients[layer.fqrn], roots[layer.fqrn], layer)
+                client, root = self._clients[layer.fqrn], roots[layer.fqrn]
+                return self._images.obtain(client, root, layer, lambda: listed.add(layer))
 
-            images = list(pool.map(obtain, descriptor.layers))
-            if self._prefetch is not None:
-                self._prefetch.learn(traces.result(), self._numbers[top.fqrn], program)
+            try:
+                images = list(pool.map(obtain, descriptor.layers))
+            finally:
+                listed.event.set()
+            learning.result()
             return images
 
     def _layers(self, request: Mapping[str, Any], held: contextlib.ExitStack) -> dict[str, Any]:
@@ -109,16 +129,18 @@ class Preparation:
             held.callback(self._completion.start(images[::-1], repository).set)
         return self._stack(mounted[::-1], numbers, held).to_json()
 
-    def _traces(self, root: NestedCatalog, top: ThinLayer) -> list[ProgramTrace]:
-        """Of images with this top layer; fetched once for each revision."""
+    def _learn(self, root: NestedCatalog, top: ThinLayer, listed: threading.Event, program: str | None) -> None:
+        """The traces of images with this top layer, fetched once for each revision."""
+        if self._prefetch is None:
+            return
         key = (top.url, root.digest)
-        if key not in self._known_traces:
+        if key not in self._traces:
             try:
-                self._known_traces[key] = fetch_traces(self._clients[top.fqrn], root, top)
+                self._traces[key] = fetch_traces(self._clients[top.fqrn], root, top)
             except MicaError as error:
                 _log.warning("%s starts without its traces: %s", top.url, error)
-                return []
-        return self._known_traces[key]
+                return
+        self._prefetch.learn(self._traces[key], self._numbers[top.fqrn], listed, program)
 
     @contextlib.contextmanager
     def _listing(self, descriptor: ThinDescriptor, images: Sequence[Path]) -> Iterator[None]:

@@ -19,9 +19,9 @@ from mica.mount.fuse_session import mount_fuse
 from mica.mount.serverprocess import ServerProcess, open_server_process
 from mica.node.client import open_node
 from mica.node.directory import NodeDirectory
-from mica.node.servers import FILESYSTEM_NAME, NodeSettings, service_of, session_of
+from mica.node.earlyservice import EarlyService
+from mica.node.servers import FILESYSTEM_NAME, NodeSettings, session_of
 from mica.node.stack import LayerStack, Method
-from mica.node.traces import read_recorded
 from mica.thin.descriptor import ThinDescriptor, format_descriptor
 from mica.thin.trace import Piece
 
@@ -35,11 +35,13 @@ def private_layers(
     method: Method,
     servers: list[ServerProcess],
     *,
+    early: EarlyService | None = None,
     program: str | None = None,
     recorded: list[Piece] | None = None,
 ) -> Iterator[LayerStack]:
-    """The layers of an image for the block, in which `program` will be started. `servers` gets the children, whose
-    results are their traffic, and `recorded` after the block what was asked for.
+    """The layers of an image for the block, in which `program` will be started; `early` may have begun already.
+
+    `servers` gets the children, whose results are their traffic, and `recorded` after the block what was asked for.
 
     Call it in a private mount namespace; `directory` exists. Raises what the service failed with.
     """
@@ -55,9 +57,10 @@ def private_layers(
             node, cache, tuple(locations), method, recorded=None if recorded is None else directory / "recorded"
         )
         if recorded is not None:
-            stack.callback(lambda: recorded.extend(read_recorded(directory / "recorded")))
-        serve = service_of(settings, first=descriptor, program=program)
-        servers.append(service := stack.enter_context(open_server_process(serve, wait=False)))
+            stack.callback(_read_recorded, directory / "recorded", recorded)
+        early = early or stack.enter_context(EarlyService())
+        stack.callback(early.stop)
+        servers.append(service := early.begin(settings, descriptor, program))
         with mapped_os_errors(f"mount the object filesystem on {node.objects}"):
             fuse_fd = mount_fuse(node.objects, name=FILESYSTEM_NAME)
         stack.callback(linux.umount2, node.objects, linux.MNT_DETACH)
@@ -68,3 +71,9 @@ def private_layers(
         service.wait_until_ready()
         client = stack.enter_context(open_node(node.service))
         yield LayerStack.from_json(client.ask("layers", descriptor=json.loads(format_descriptor(descriptor))))
+
+
+def _read_recorded(path: Path, recorded: list[Piece]) -> None:
+    from mica.node.traces import read_recorded
+
+    recorded.extend(read_recorded(path))

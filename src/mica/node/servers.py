@@ -4,6 +4,7 @@ What they are made of is imported in them: at the same time, and while who start
 """
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -48,6 +49,13 @@ class ServerSpec:
     make: Callable[[bool], Serve]
 
 
+def import_service() -> None:
+    """What a service is made of, a fifth of a second of work: for who will be one and has nothing else to do yet."""
+    for name in ("fetch.cache", "fetch.location", "fetch.client", "node.completion", "node.imagecheck", "node.prefetch",
+                 "node.preparing", "node.service", "node.traces"):  # fmt: skip
+        importlib.import_module(f"mica.{name}")
+
+
 def service_of(
     settings: NodeSettings, *, first: ThinDescriptor | None = None, program: str | None = None
 ) -> Callable[[Callable[[], None]], dict[str, int]]:
@@ -73,7 +81,8 @@ def service_of(
             completion = (
                 stack.enter_context(Completion(cache, supply.answer, lambda: supply.last_asked, rate)) if rate else None
             )
-            prefetch = stack.enter_context(Prefetch(cache, supply.answer))
+            latency_s = lambda number: clients[number].latency_s  # noqa: E731
+            prefetch = stack.enter_context(Prefetch(cache, supply.answer, supply.is_ahead, latency_s))
             recorder = Recorder()
             preparation = Preparation(cache, clients, settings.directory, settings.method, completion, prefetch, check)
             if first is not None:

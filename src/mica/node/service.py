@@ -43,6 +43,8 @@ class Supply:
         self._clients = clients
         self._lock = threading.Lock()
         self._parts: OrderedDict[LocalName, PartFile] = OrderedDict()
+        self.is_ahead = threading.Event()
+        """Set while a trace is followed: what will be read next is known, and nobody guesses."""
         self.last_asked = 0.0
         """When somebody who waits last asked (time.monotonic)."""
 
@@ -75,11 +77,11 @@ class Supply:
             self._fetch_range(client, part, question)
         return part.inode
 
-    @staticmethod
-    def _fetch_range(client: RepositoryClient, part: PartFile, question: Question) -> None:
-        if question.ticket:
+    def _fetch_range(self, client: RepositoryClient, part: PartFile, question: Question) -> None:
+        # Completion and prefetching, with no ticket, know what they need.
+        if question.ticket and not self.is_ahead.is_set():
             client.fetch_range(part, question.offset, question.size)
-        else:  # completion and prefetching know what they need
+        else:
             client.fetch_chunks(part, part.missing(question.offset, question.size))
 
     def _part(self, name: LocalName) -> PartFile:

@@ -13,8 +13,6 @@ import io
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
-import zstandard
-
 from mica.errors import IntegrityError, UserError
 from mica.files import mapped_os_errors
 from mica.oci import mediatypes, zstdframes
@@ -26,7 +24,6 @@ READ_SIZE = 128 << 10
 # RFC 8878 asks for 8 MiB; `zstd --ultra` and `--long` use up to 128 MiB, and such layers exist.
 _ZSTD_WINDOW_LIMIT_BYTES = 128 << 20
 _ZSTD_MAGICS = (zstdframes.MAGIC, *(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60)))
-_DECODE_ERRORS: tuple[type[Exception], ...] = (*GZIP_ERRORS, zstandard.ZstdError, ValueError)
 _REFUSED_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 
 
@@ -141,7 +138,7 @@ class LayerStream:
             self._decoder = _open_decoder(self._blob, self._name)
         try:
             data = self._decoder.read(READ_SIZE)
-        except _DECODE_ERRORS as error:
+        except _decode_errors() as error:
             raise self._damaged(error) from error
         if not data:
             self._verify()
@@ -167,12 +164,20 @@ class LayerStream:
         self._verified = True
 
 
+def _decode_errors() -> tuple[type[Exception], ...]:
+    import zstandard
+
+    return (*GZIP_ERRORS, zstandard.ZstdError, ValueError)
+
+
 def _open_decoder(blob: _CheckedBlob, name: str) -> Readable:
     """Chosen by the first bytes: media types of layers are wrong often enough."""
     first = blob.peek()
     if first.startswith(GZIP_MAGIC):
         return GzipReader(blob)
     if first.startswith(_ZSTD_MAGICS):
+        import zstandard  # few layers need it, and every start of a container would wait for it
+
         blob.frames = zstdframes.FrameWalker()
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_LIMIT_BYTES)
         return decompressor.stream_reader(cast("Any", blob), read_across_frames=True, closefd=False)

@@ -18,11 +18,15 @@ from mica.thin.trace import Piece, ProgramTrace
 OTHER = NAME._replace(size=NAME.size - 1)
 TRACE = ProgramTrace(("R", "-e", "1"), NAME, (Piece(NAME), Piece(LARGE, 1, 2), Piece(OTHER)))
 
+LISTED = threading.Event()
+LISTED.set()
+
 
 class Service:
     def __init__(self) -> None:
         self.asked: list[Question] = []
         self.errno = 0
+        self.is_ahead = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
@@ -51,15 +55,16 @@ def eventually(is_true: Callable[[], bool]) -> bool:
 
 
 def test_it_begins_when_the_programs_content_is_asked_for(cache: Cache, service: Service) -> None:
-    with Prefetch(cache, service.answer) as prefetch:
+    with Prefetch(cache, service.answer, service.is_ahead) as prefetch:
         prefetch.asked(NAME)
-        prefetch.learn([TRACE], 3)
+        prefetch.learn([TRACE], 3, LISTED)
         prefetch.asked(OTHER)
         time.sleep(0.05)
         assert service.asked == []
         prefetch.asked(NAME)
         assert eventually(lambda: len(service.asked) == 3)
         prefetch.asked(NAME)
+        assert eventually(lambda: not service.is_ahead.is_set())
     assert sorted(service.asked, key=str) == sorted(
         [
             Question(Kind.OBJECT, 0, 3, NAME),
@@ -72,15 +77,26 @@ def test_it_begins_when_the_programs_content_is_asked_for(cache: Cache, service:
 
 @pytest.mark.parametrize(("program", "count"), [("R", 3), ("Rscript", 0), (None, 0)])
 def test_it_begins_for_a_program_that_is_named(cache: Cache, service: Service, program: str | None, count: int) -> None:
-    with Prefetch(cache, service.answer) as prefetch:
-        prefetch.learn([TRACE], 0, program)
+    with Prefetch(cache, service.answer, service.is_ahead) as prefetch:
+        prefetch.learn([TRACE], 0, LISTED, program)
         assert eventually(lambda: len(service.asked) == count)
+
+
+def test_files_in_chunks_wait_for_their_lists(cache: Cache, service: Service) -> None:
+    listed = threading.Event()
+    with Prefetch(cache, service.answer, service.is_ahead) as prefetch:
+        prefetch.learn([TRACE], 0, listed, "R")
+        assert eventually(lambda: len(service.asked) == 2)
+        assert service.is_ahead.is_set()
+        assert LARGE not in [question.name for question in service.asked]
+        listed.set()
+        assert eventually(lambda: len(service.asked) == 3)
 
 
 def test_what_is_here_is_not_asked_for(cache: Cache, service: Service) -> None:
     put(cache, NAME, CONTENT)
-    with Prefetch(cache, service.answer) as prefetch:
-        prefetch.learn([TRACE], 0, "R")
+    with Prefetch(cache, service.answer, service.is_ahead) as prefetch:
+        prefetch.learn([TRACE], 0, LISTED, "R")
         assert eventually(lambda: len(service.asked) == 2)
     assert NAME not in [question.name for question in service.asked]
 
@@ -88,14 +104,14 @@ def test_what_is_here_is_not_asked_for(cache: Cache, service: Service) -> None:
 def test_a_failure_ends_it_and_so_does_the_block(cache: Cache, service: Service) -> None:
     many = ProgramTrace(("R",), NAME, tuple(Piece(NAME._replace(size=size)) for size in range(1, 1000)))
     service.errno = errno.EIO
-    with Prefetch(cache, service.answer) as prefetch:
-        prefetch.learn([many], 0, "R")
+    with Prefetch(cache, service.answer, service.is_ahead) as prefetch:
+        prefetch.learn([many], 0, LISTED, "R")
         assert eventually(lambda: not [one for one in threading.enumerate() if one.name == "prefetch"])
     assert 0 < len(service.asked) < 100
     service.errno = 0
     service.gate.clear()
-    with Prefetch(cache, service.answer) as prefetch:
-        prefetch.learn([many], 0, "R")
+    with Prefetch(cache, service.answer, service.is_ahead) as prefetch:
+        prefetch.learn([many], 0, LISTED, "R")
         prefetch.asked(NAME)
         threading.Timer(0.1, service.gate.set).start()
     assert len(service.asked) < 200
