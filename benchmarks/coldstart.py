@@ -19,7 +19,7 @@ from demo.image import build
 
 from benchmarks.harness import Pair, row
 from benchmarks.link import FAR, FAST_LAN, LAN, Link, Shape, served_over
-from benchmarks.support import FQRN, mica, nginx_command, public_key, remove, workspace
+from benchmarks.support import FQRN, mica, nginx_command, public_key, remove, served, workspace
 
 _PORT = 8080
 
@@ -43,14 +43,31 @@ class Start(NamedTuple):
 
 
 @contextlib.contextmanager
-def published(chunk_sizes: str | None = None) -> Iterator[tuple[Path, int]]:
-    """A workspace with the demo image in its repository; and the image's compressed size in bytes."""
+def published(chunk_sizes: str | None = None, *, traced: bool = True) -> Iterator[tuple[Path, int]]:
+    """A workspace with the demo image in its repository, with traces of both programs; and the image's compressed size
+    in bytes."""
     image = build()
     with workspace() as work:
         rule = ("--chunk-sizes", chunk_sizes) if chunk_sizes else ()
         mica(work / "state", "repo", "create", FQRN, "--storage", work / "storage", *rule)
-        mica(work / "state", "convert", image.source, FQRN, "--tag", "demo/r:1", "--output", f"oci:{work}/thin:r")
+        convert = ("convert", image.source, FQRN, "--tag", "demo/r:1", "--output", f"oci:{work}/thin:r")
+        mica(work / "state", *convert)
+        if traced:
+            mica(work / "state", *convert, *_recorded(work))
         yield work, image.compressed_bytes
+
+
+def _recorded(work: Path) -> list[str | Path]:
+    """Options that publish what each program asked for in a run of its own."""
+    options: list[str | Path] = []
+    with served(work) as url:
+        for number, program in enumerate((R, NUMPY)):
+            trace, cache = work / f"{number}.trace", work / f"recording-{number}"
+            place = ("--url", url, "--key", public_key(work), "--cache", cache)
+            mica(work / "state", "run", *place, "--trace", trace, f"oci:{work}/thin:r", *program.command)
+            options += ["--trace", trace]
+            remove(cache)
+    return options
 
 
 @contextlib.contextmanager
@@ -87,27 +104,26 @@ def _start(link: Link, url: str, work: Path, cache: Path, program: Program) -> S
     return Start(seconds, link.received_bytes() - before)
 
 
-def _seconds_row(name: str, program: Program, shape: Shape) -> None:
+def _seconds_row(name: str, program: Program, shape: Shape, *, traced: bool = True) -> None:
     @row(name, "s")
     @contextlib.contextmanager
     def seconds() -> Iterator[Pair]:
-        with published() as (work, _), starting(work, shape) as start:
+        with published(traced=traced) as (work, _), starting(work, shape) as start:
             yield Pair(lambda: start(program).seconds)
 
 
-def _share_row(name: str, program: Program) -> None:
+def _share_row(name: str, program: Program, *, traced: bool = True) -> None:
     @row(name, "of compressed")
     @contextlib.contextmanager
     def share() -> Iterator[Pair]:
-        with published() as (work, compressed), starting(work, LAN) as start:
+        with published(traced=traced) as (work, compressed), starting(work, LAN) as start:
             yield Pair(lambda: start(program).received_bytes / compressed)
 
 
-_share_row("cold_start.r_bytes_share", R)
-_share_row("cold_start.numpy_bytes_share", NUMPY)
-_seconds_row("cold_start.r_100mbit_s", R, LAN)
-_seconds_row("cold_start.numpy_100mbit_s", NUMPY, LAN)
-_seconds_row("cold_start.r_1gbit_s", R, FAST_LAN)
-_seconds_row("cold_start.numpy_1gbit_s", NUMPY, FAST_LAN)
-_seconds_row("cold_start.r_far_s", R, FAR)
-_seconds_row("cold_start.numpy_far_s", NUMPY, FAR)
+_PROGRAMS = (("r", R), ("numpy", NUMPY))
+for _name, _program in _PROGRAMS:
+    _share_row(f"cold_start.{_name}_bytes_share", _program)
+    _share_row(f"cold_start.{_name}_untraced_bytes_share", _program, traced=False)
+    for _link, _shape in (("100mbit", LAN), ("1gbit", FAST_LAN), ("far", FAR)):
+        _seconds_row(f"cold_start.{_name}_{_link}_s", _program, _shape)
+        _seconds_row(f"cold_start.{_name}_untraced_{_link}_s", _program, _shape, traced=False)

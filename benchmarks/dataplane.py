@@ -1,10 +1,12 @@
 """A mounted image that is fully in the cache, beside plain overlayfs on the local disk with the same content unpacked.
 
-Both turn by turn; `warm`: the kernel has everything cached, `cold`: its caches were dropped, ours is full.
+Both turn by turn, mounted for each as for a container that starts. `warm`: the second time in one mount; `cold`: the
+first time, the kernel's caches were dropped before mounting, ours is full.
 """
 
 import contextlib
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from demo import trees
 from demo.image import CONFIG, build
 from demo.ocilayout import write_image, write_layer
 
+from benchmarks import loops
 from benchmarks.harness import Pair, rows
 from benchmarks.nodes import cached
 from benchmarks.support import (
     FQRN,
-    loop_pair,
+    Mounting,
+    drop_caches,
     make_large_file,
     make_tree,
     mica,
@@ -32,20 +36,31 @@ _LARGE_BYTES = 1 << 30
 
 
 @contextlib.contextmanager
-def _both(work: Path, source: str, unpacked: Path) -> Iterator[tuple[Path, Path]]:
+def _both(work: Path, source: str, unpacked: Path) -> Iterator[tuple[Mounting, Mounting]]:
     """The image from the repository, everything of it in the cache, and what unpacking it gave."""
     mica(work / "state", "repo", "create", FQRN, "--storage", work / "storage")
     mica(work / "state", "convert", source, FQRN, "--tag", "bench/image:1", "--output", f"oci:{work}/thin:bench")
-    with (
-        served(work) as url,
-        cached(work, url) as ours,
-        overlaid([unpacked], work / "theirs") as theirs,
-    ):
-        yield ours, theirs
+    with served(work) as url, cached(work, url) as ours:
+        yield ours, lambda: overlaid([unpacked], work / "theirs")
+
+
+def _loop(loop: str, ours: Mounting, theirs: Mounting, count: int, *, cold: bool = False) -> Pair:
+    """Seconds of one of `loops`."""
+
+    def measure(mounting: Mounting) -> float:
+        if cold:
+            drop_caches()
+        with mounting() as tree:
+            command = [sys.executable, loops.__file__, loop, str(tree), str(count)]
+            if not cold:
+                printed_seconds(command)
+            return printed_seconds(command)
+
+    return Pair(lambda: measure(ours), lambda: measure(theirs))
 
 
 @contextlib.contextmanager
-def _image_of(work: Path) -> Iterator[tuple[Path, Path]]:
+def _image_of(work: Path) -> Iterator[tuple[Mounting, Mounting]]:
     """An image whose one layer is `work/tree`."""
     layer = write_layer(work / "image", trees.layer_of(trees.scan(work / "tree", latest_ns=0)), created_by="bench")
     write_image(work / "image", [layer], tag="bench", created="2025-01-01T00:00:00Z", config=CONFIG)
@@ -61,7 +76,7 @@ def names() -> Iterator[Mapping[str, Pair]]:
         make_tree(work / "tree", _NAMES, 100)
         with _image_of(work) as both:
             yield {
-                f"{state}.{loop}": loop_pair(loop, *both, _NAMES, cold=state == "cold")
+                f"{state}.{loop}": _loop(loop, *both, _NAMES, cold=state == "cold")
                 for state in ("warm", "cold")
                 for loop in ("find", "stat")
             }
@@ -75,7 +90,7 @@ def small_files() -> Iterator[Mapping[str, Pair]]:
         make_tree(work / "tree", _SMALL_FILES, 5_000)
         with _image_of(work) as both:
             yield {
-                f"{state}.open_read_20k": loop_pair("open_read", *both, _SMALL_FILES, cold=state == "cold")
+                f"{state}.open_read_20k": _loop("open_read", *both, _SMALL_FILES, cold=state == "cold")
                 for state in ("warm", "cold")
             }
 
@@ -89,7 +104,7 @@ def large_file() -> Iterator[Mapping[str, Pair]]:
         make_large_file(work / "tree" / "large", _LARGE_BYTES)
         with _image_of(work) as both:
             yield {
-                f"warm.{name}": loop_pair(loop, *both, _SMALL_FILES)
+                f"warm.{name}": _loop(loop, *both, _SMALL_FILES)
                 for name, loop in (("seq_1g", "seq"), ("rand_4k", "rand"), ("mmap_1g", "mmap"))
             }
 
@@ -106,11 +121,11 @@ def numpy() -> Iterator[Mapping[str, Pair]]:
             ["umoci", "unpack", "--image", f"{image.layout}:{image.tag}", str(bundle)], check=True, capture_output=True
         )
         with _both(work, image.source, bundle / "rootfs") as (ours, theirs):
-            run = ["python3", "-c", importing]
-            yield {
-                "warm.import_numpy": Pair(
-                    lambda: printed_seconds(["chroot", ours, *run]),
-                    lambda: printed_seconds(["chroot", theirs, *run]),
-                    warm_ups=1,
-                )
-            }
+
+            def measure(mounting: Mounting) -> float:
+                with mounting() as root:
+                    command = ["chroot", str(root), "python3", "-c", importing]
+                    printed_seconds(command)
+                    return printed_seconds(command)
+
+            yield {"warm.import_numpy": Pair(lambda: measure(ours), lambda: measure(theirs))}

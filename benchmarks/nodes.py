@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.support import FQRN, public_key, read_all
+from benchmarks.support import FQRN, Mounting, public_key, read_all, remove
 from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
 from mica.node.client import NodeClient, open_node
 from mica.node.directory import NodeDirectory
@@ -60,12 +60,18 @@ def union(client: NodeClient, descriptor: dict[str, Any], place: Path) -> Iterat
 
 
 @contextlib.contextmanager
-def cached(work: Path, url: str) -> Iterator[Path]:
-    """The image `work/thin:bench` as a program in a container sees it that starts when all of it is in the cache."""
+def cached(work: Path, url: str) -> Iterator[Mounting]:
+    """A node with all of the image `work/thin:bench` in its cache; mounts it as for a container that starts then."""
     descriptor = descriptor_of(work / "thin", "bench")
-    with running_node(work, url) as node, open_node(node.service) as client:
+    with running_node(work, url) as node:
+
+        @contextlib.contextmanager
+        def mounting() -> Iterator[Path]:
+            with open_node(node.service) as client, union(client, descriptor, work / "ours") as target:
+                yield target
+            remove(work / "ours")
+
         # A large file that this one opened before it was whole stays the object filesystem's for this one.
-        with union(client, descriptor, work / "first") as first:
+        with mounting() as first:
             read_all(first)
-        with union(client, descriptor, work / "ours") as target:
-            yield target
+        yield mounting

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from benchmarks import loops
@@ -18,6 +19,8 @@ from benchmarks.harness import Pair
 from mica.mount.overlay import open_overlay, plan_overlay
 
 FQRN = "bench.example.org"
+Mounting = Callable[[], AbstractContextManager[Path]]
+"""Mounts a tree for a block."""
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from mica import linux
 from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.fetch.parts import keep_list
-from mica.files import mapped_os_errors, replace_file
+from mica.files import mapped_os_errors, owned_fd, replace_file
 from mica.flight import Flight
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists
@@ -148,6 +148,7 @@ class MountedImages:
                 with mapped_os_errors(f"mount the metadata image {image}"):
                     target.mkdir(mode=0o700, exist_ok=True)
                     mount_image(image, target, by_loop=self._by_loop)
+                    _read_ahead(image)
             self._holders[name] = self._holders.get(name, 0) + 1
         try:
             yield target
@@ -159,3 +160,9 @@ class MountedImages:
                     with mapped_os_errors(f"unmount {target}"):
                         linux.umount2(target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
                         target.rmdir()
+
+
+def _read_ahead(image: Path) -> None:
+    """All of it will be needed by whoever lists or searches, and the kernel reads such a file block by block."""
+    with owned_fd(os.open(image, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
