@@ -195,7 +195,12 @@ def _cold_starts() -> Iterator[tuple[_ColdStarts, int]]:
 def _registry_config(work: Path) -> Path:
     path = work / "registry.yml"
     storage = {"filesystem": {"rootdirectory": str(work / "registry")}}
-    document = {"version": 0.1, "log": {"level": "error"}, "storage": storage, "http": {"addr": f":{_REGISTRY_PORT}"}}
+    document = {
+        "version": 0.1,
+        "log": {"level": "error"},
+        "storage": storage,
+        "http": {"addr": f"0.0.0.0:{_REGISTRY_PORT}"},
+    }
     path.write_text(json.dumps(document))  # JSON is YAML.
     return path
 
