@@ -199,7 +199,7 @@ def _registry_config(work: Path) -> Path:
         "version": 0.1,
         "log": {"level": "error"},
         "storage": storage,
-        "http": {"addr": f"0.0.0.0:{_REGISTRY_PORT}"},
+        "http": {"addr": _HOST},
     }
     path.write_text(json.dumps(document))  # JSON is YAML.
     return path
