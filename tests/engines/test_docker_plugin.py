@@ -1,6 +1,7 @@
 """The managed form: built, made a plugin, pushed, installed, enabled, used, upgraded, stopped."""
 
 import hashlib
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -48,6 +49,13 @@ def configured(work: Path, image: Published) -> Path:
     return etc
 
 
+def changed(plugin: Path, directory: Path) -> Path:
+    """Another version of the plugin."""
+    shutil.copytree(plugin, directory, symlinks=True)
+    (directory / "rootfs" / "etc" / "newer").write_text("2\n")
+    return directory
+
+
 def test_two_builds_are_the_same_and_small(plugin: Path, tmp_path: Path) -> None:
     done = mica(tmp_path, "plugin", "build", tmp_path / "again", timeout_s=300)
     assert done.code == 0, done.stderr
@@ -79,10 +87,11 @@ def test_from_a_registry_to_a_running_container(plugin: Path, work: Path, image:
         newer = f"{registry}/mica:2"
         with running_docker(work / "d", "overlay2") as docker:
             docker("plugin", "disable", "-f", name)
-            docker("plugin", "create", newer, plugin)
+            docker("plugin", "create", newer, changed(plugin, work / "newer"))
             docker("plugin", "push", newer)
             docker("plugin", "rm", newer)
             docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", name, newer)
+            docker("plugin", "set", name, f"configuration.source={etc}")  # the engine forgets what was set
             docker("plugin", "enable", name)
             assert docker("plugin", "inspect", "-f", "{{.PluginReference}}", name).endswith("mica:2")
         # What was committed is there after the engine's restart and the upgrade.

@@ -71,7 +71,7 @@ def test_a_pushed_thin_image_is_pulled_by_everyone_and_runs(work: Path, host: st
     with podman_in(work) as podman:
         assert podman.pull(thin, f"--creds={credentials}")["RootFS"]["Layers"] == told["rootfs"]["diff_ids"]
     with served(publication) as image, driven_engine(work, image) as (_, docker):
-        assert "no basic auth credentials" in docker.fails("pull", thin).sentence
+        docker.fails("pull", thin)
         docker("login", "--username", _USER, "--password-stdin", host, stdin=_PASSWORD.encode())
         for name in (thin, ordinary):
             docker("pull", name)
