@@ -4,8 +4,7 @@ A connection is taken out for one request and comes back when its answer was rea
 threads; the most recently used one goes first and the others close when their server is tired of them. Any thread.
 
 `http.client` and not urllib3, which the registry client uses (docs/adr/0003-registry-client.md): of thousands of small
-objects the library is a good part of the cost, and importing it a part of every start (docs/benchmarks.md, "One
-object").
+objects the library is a good part of the cost, and importing it a part of every start.
 """
 
 import http.client

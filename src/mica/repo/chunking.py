@@ -66,7 +66,7 @@ STANDARD_RULE = ChunkRule()
 """What the stock server does: for the same pieces as an existing repository has."""
 
 FINE_RULE = ChunkRule(256 << 10, 512 << 10, 1 << 20, program=64 << 10)
-"""What repositories get here, chosen by bytes and requests (docs/benchmarks.md, "Pieces of large files"). MB of file
+"""What repositories get here, chosen by bytes and requests. MB of file
 data and requests that starting R / numpy takes from the demo image, 157.6 MB compressed, at a read-ahead of 32 KiB:
 
     4, 8, 16 MiB (stock server)              25.0, 114 / 15.4, 178
