@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import pickle
+import signal
 from typing import TYPE_CHECKING, Any, Self
 
 from mica import linux
@@ -53,6 +54,8 @@ class EarlyService:
 
 
 def _serve(reader: int, writer: int, ready: Any) -> dict[str, int]:
+    # Until there is something to end in good order it just dies: an exception in the middle of an import is anybody's.
+    stop = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(writer)
     with contextlib.suppress(Stopped), open(reader, "rb") as pipe:
         from mica.node.servers import import_service, service_of
@@ -64,6 +67,7 @@ def _serve(reader: int, writer: int, ready: Any) -> dict[str, int]:
         # From the caller alone: it made the pipe.
         data = pipe.read()
         if data:
+            signal.signal(signal.SIGTERM, stop)
             directory, settings, first, program = pickle.loads(data)  # noqa: S301
             with open(f"/proc/{os.getppid()}/ns/mnt", "rb") as namespace:
                 linux.setns(namespace.fileno(), linux.CLONE_NEWNS)
