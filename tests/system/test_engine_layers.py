@@ -16,7 +16,7 @@ from tests.support.tools import need_root
 from mica import linux
 from mica.engine.layers import EngineLayers, open_layers
 from mica.engine.provider import ExternalProvider
-from mica.engine.unions import OverlayUnion
+from mica.engine.unions import AufsUnion, OverlayUnion, Union
 from mica.engine.unpack import unpack_layer
 from mica.engine.whiteouts import AufsWhiteouts, OverlayWhiteouts, Whiteouts
 from mica.errors import NotFoundError, UserError
@@ -184,9 +184,20 @@ def test_limits(tmp_path: Path) -> None:
 # Layers
 
 
+UNIONS: list[Union] = [OverlayUnion()]
+# Kernels with AUFS are rare: it is not in the kernel's own source.
+if "\taufs\n" in Path("/proc/filesystems").read_text("ascii"):
+    UNIONS.append(AufsUnion())
+
+
 @pytest.fixture
-def layers(tmp_path: Path) -> Iterator[EngineLayers]:
-    with open_layers(tmp_path / "home", OverlayUnion(), ExternalProvider(tmp_path / "cvmfs")) as layers:
+def union() -> Union:
+    return OverlayUnion()
+
+
+@pytest.fixture
+def layers(tmp_path: Path, union: Union) -> Iterator[EngineLayers]:
+    with open_layers(tmp_path / "home", union, ExternalProvider(tmp_path / "cvmfs")) as layers:
         yield layers
         layers.unmount_all()
 
@@ -216,6 +227,7 @@ def work_in(merged: Path) -> None:
     os.setxattr(merged / "o/new", "user.x", b"1")
 
 
+@pytest.mark.parametrize("union", UNIONS, ids=[str(union.kind) for union in UNIONS])
 def test_a_difference_goes_into_an_archive_and_comes_back(layers: EngineLayers) -> None:
     fill(layers, "base", None, BASE)
     layers.create("top", "base", is_writable=True)
