@@ -4,7 +4,7 @@ Two things make more chunks worth fetching. Who goes on reading where the last c
 much is fetched ahead as was read in order, so at most half of it in vain. And over a long way a round trip takes longer
 than the bytes of the neighbours: then those come along that the connection carries meanwhile.
 
-Tried on what starting R and numpy read (docs/benchmarks.md, "Neighbours"): reading ahead adds 0.5 % to the bytes;
+Tried on what starting R and numpy read: reading ahead adds 0.5 % to the bytes;
 neighbours in 1 MiB, as over 40 ms, more than halve the round trips and add 40 %, so near nodes fetch none.
 """
 
