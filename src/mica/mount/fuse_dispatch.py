@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 MAX_READ_BYTES: Final = 1 << 20
 READAHEAD_BYTES: Final = 32 << 10
 """What the kernel reads around a page that a program touches in a mapped file, and most of what it asks of us while a
-program starts: with its own 128 KiB, starting R moves 14.4 MB of file data and not 12.8. It takes a third more requests,
-and reading a mapped file as a whole 1 ms more for each MB; read(2) of 128 KiB and more is not affected."""
+program starts: with its own 128 KiB, starting R moves 14.4 MB of file data and not 12.8. It takes a third more
+requests, and reading a mapped file as a whole 1 ms more for each MB; read(2) of 128 KiB and more is not affected."""
 # We take no data, but the kernel's least is 4096 (process_init_reply in fs/fuse/inode.c).
 _MAX_WRITE_BYTES = 4096
 # Not FUSE_ASYNC_DIO: who reads with O_DIRECT would then wait for the answer even when killed (fuse_direct_IO). With
