@@ -33,6 +33,7 @@ class Algorithm(enum.IntEnum):
 _TEXT_IDS = {Algorithm.SHA1: "", Algorithm.RIPEMD160: "-rmd160", Algorithm.SHAKE128: "-shake128"}
 _BY_TEXT_ID = {text: algorithm for algorithm, text in _TEXT_IDS.items()}
 _DIGEST_TEXT = re.compile(r"([0-9a-f]{40})(-rmd160|-shake128)?")
+_OBJECT_PATH = re.compile(r"data/([0-9a-f]{2})/([0-9a-f]{38}(?:-rmd160|-shake128)?)([A-Z]?)")
 
 
 class Suffix(enum.StrEnum):
@@ -47,7 +48,8 @@ class Suffix(enum.StrEnum):
 
 
 class Digest(NamedTuple):
-    """Digest of an object's stored (usually compressed) bytes. Equal iff bytes and algorithm are."""
+    """Digest of an object's stored (usually compressed) bytes. Two digests are equal if their bytes and algorithms
+    are."""
 
     raw: bytes
     algorithm: Algorithm
@@ -70,6 +72,17 @@ class Digest(NamedTuple):
         if match is None:
             raise ValueError(f"not a content digest: {text[:80]!r}")
         return cls(bytes.fromhex(match[1]), _BY_TEXT_ID[match[2] or ""])
+
+
+def parse_object_path(path: str) -> tuple[Digest, Suffix] | None:
+    """Digest and class of the object at a path (`Digest.object_path`); None for any other path."""
+    match = _OBJECT_PATH.fullmatch(path)
+    if match is None:
+        return None
+    try:
+        return Digest.parse(match[1] + match[2]), Suffix(match[3])
+    except ValueError:
+        return None
 
 
 class Hasher(Protocol):

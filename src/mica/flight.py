@@ -1,35 +1,58 @@
-"""One call for each key at a time, shared by all who ask for it meanwhile. Any thread.
+"""At most one call for each key at a time; all callers that come meanwhile share it. Any thread.
 
-Races: who comes while the call runs waits and gets its result or its exception; who comes after it has ended starts a
-new call. Nothing is remembered.
+Races: a caller that comes while the call runs waits, and gets its result or its exception. A caller that comes after
+its end starts a new call. Nothing is remembered.
 """
 
 import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Result = TypeVar("Result")
+
+
+class _Call(Generic[Result]):
+    """The first caller that waits makes `ended`, because mostly none waits."""
+
+    __slots__ = ("ended", "error", "result")
+
+    def __init__(self) -> None:
+        self.ended: threading.Event | None = None
+        self.error: BaseException | None = None
+        self.result: Result | None = None
 
 
 class Flight(Generic[Result]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: dict[Hashable, Future[Result]] = {}
+        self._running: dict[Hashable, _Call[Result]] = {}
 
     def do(self, key: Hashable, call: Callable[[], Result]) -> Result:
         with self._lock:
-            future = self._running.get(key)
-            leads = future is None
-            if future is None:
-                future = self._running[key] = Future()
-        if not leads:
-            return future.result()
+            running = self._running.get(key)
+            if running is None:
+                mine = self._running[key] = _Call()
+            else:
+                running.ended = running.ended or threading.Event()
+        if running is not None:
+            return self._wait(running)
         try:
-            future.set_result(call())
+            mine.result = result = call()
+            return result
         except BaseException as error:
-            future.set_exception(error)
+            mine.error = error
+            raise
         finally:
             with self._lock:
                 del self._running[key]
-        return future.result()
+                ended = mine.ended
+            if ended is not None:
+                ended.set()
+
+    @staticmethod
+    def _wait(running: _Call[Result]) -> Result:
+        assert running.ended is not None
+        running.ended.wait()
+        if running.error is not None:
+            raise running.error
+        return cast("Result", running.result)

@@ -1,8 +1,8 @@
 """Linux system calls that Python 3.11 lacks, with their constants; nothing clever.
 
-Called by whatever mounts or enters namespaces. Knows no file system and no policy. Any thread; note that `unshare`
-and `setns` act on the calling thread alone, as in the kernel. Every failure is an OSError whose `strerror` begins
-with the name of the call; the mount calls also carry the kernel's own log lines and the path as `filename`.
+Called by code that mounts or enters namespaces. It knows no file system and no policy. Any thread, but `unshare` and
+`setns` act on the calling thread alone, as in the kernel. Every failure is an OSError whose `strerror` begins with the
+name of the call; the mount calls also carry the kernel's own log lines and the path as `filename`.
 
 Numbers and layouts: include/uapi/linux/mount.h, include/uapi/linux/sched.h, include/uapi/linux/prctl.h and
 include/uapi/asm-generic/unistd.h (428-442 are the same on all architectures).
@@ -17,6 +17,8 @@ import signal
 import struct
 from pathlib import Path
 from typing import Final
+
+from mica.mountinfo import read_mounts
 
 AnyPath = str | bytes | Path
 
@@ -53,6 +55,7 @@ OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 AT_RECURSIVE: Final = 0x8000
+RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
@@ -66,6 +69,7 @@ MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR_IDMAP: Final = 0x100000
 
 CLONE_NEWTIME: Final = 0x00000080
+CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
@@ -86,13 +90,17 @@ FUSE_SUPER_MAGIC: Final = 0x65735546
 NFS_SUPER_MAGIC: Final = 0x6969
 OVERLAYFS_SUPER_MAGIC: Final = 0x794C7630
 TMPFS_MAGIC: Final = 0x01021994
+RAMFS_MAGIC: Final = 0x858458F6
 XFS_SUPER_MAGIC: Final = 0x58465342
+
+FLOCK: Final = struct.Struct("@hhqqi4x")
+"""struct flock of fcntl(2): type, whence, start, length, pid."""
 
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_FSPICK = 428, 429, 430, 431, 432, 433
 _NR_OPENAT2, _NR_MOUNT_SETATTR, _NR_CACHESTAT = 437, 442, 451
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# Keeps the interpreter lock while it calls: for two calls between which nothing may come.
+# Keeps the interpreter lock during calls: for two calls between which no other thread may run.
 _libc_at_once = ctypes.PyDLL(None, use_errno=True)
 
 
@@ -132,25 +140,25 @@ def umount2(target: AnyPath, flags: int = 0) -> None:
     _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), "umount2", target)
 
 
+def unmount_all(target: AnyPath) -> None:
+    """Undo every mount at exactly this path, if there is one, even while it is in use."""
+    while True:
+        try:
+            umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # not a mount point (any more)
+                return
+            raise
+
+
 def mounted_device(target: AnyPath) -> tuple[int, int] | None:
     """Major and minor device number of the topmost mount at exactly this path (no symbolic links in it), or None.
 
-    Asks /proc/self/mountinfo (proc_pid_mountinfo(5)) and thus never the file system, which may be dead.
+    Asks the mount table (`mountinfo.py`) and thus never the file system, which may be dead.
     """
-    wanted = _escaped(os.fsencode(target))
-    found = None
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            _, _, device, _, mount_point, _ = line.split(b" ", 5)
-            if mount_point == wanted:
-                major, minor = device.split(b":")
-                found = int(major), int(minor)
-    return found
-
-
-def _escaped(path: bytes) -> bytes:
-    """As seq_path() in the kernel writes it, with its four special characters."""
-    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in path)
+    wanted = os.fsencode(target)
+    devices = [mount.device for mount in read_mounts() if mount.target == wanted]
+    return devices[-1] if devices else None
 
 
 def fsopen(fstype: str) -> int:
@@ -230,7 +238,8 @@ def mount_setattr(
 
 
 def fspick(fd: int) -> int:
-    """Begin to configure a mounted file system anew, by a descriptor of a mount point; the caller closes the result."""
+    """Begin to configure a mounted file system again, by a descriptor of a mount point; the caller closes the
+    result."""
     return _syscall(_NR_FSPICK, "fspick", ctypes.c_int(fd), b"", ctypes.c_uint(FSPICK_CLOEXEC | FSPICK_EMPTY_PATH))
 
 
@@ -254,9 +263,10 @@ def setns(fd: int, flags: int = 0) -> None:
 
 
 def set_parent_death_signal(signal: int) -> None:
-    """Have a signal when the *thread* that started us ends (prctl(2), PR_SET_PDEATHSIG); 0 takes it back.
+    """Get a signal when the *thread* that started this process ends (prctl(2), PR_SET_PDEATHSIG); 0 cancels it.
 
-    Survives exec but not fork; the caller compares os.getppid() afterwards, for the parent may be gone already.
+    This survives exec but not fork. The caller compares os.getppid() afterwards, because the parent may have ended
+    before.
     """
     prctl(PR_SET_PDEATHSIG, signal)
 
@@ -272,12 +282,14 @@ def syncfs(fd: int) -> None:
 
 
 def is_open_elsewhere(fd: int) -> bool:
-    """Whether anybody else has this regular file open: any process, the kernel itself (a stacked file system, a
-    mapping, a running program, a mounted image), or another descriptor of ours. `fd` is open for reading only.
+    """Whether this regular file is open elsewhere too: in any process, in the kernel itself (a stacked file system, a
+    mapping, a running program, a mounted image), or by another descriptor of this process. `fd` is open for reading
+    only.
 
-    A write lease (fcntl(2), F_SETLEASE) is given to nobody else's files. It is given back in the next call; who opens
-    the file between the two waits that long. The signal that would tell us is made one that is ignored by default.
-    Raises OSError if leases cannot be had here (EINVAL: not on this file system, EACCES: not on this file).
+    The kernel grants a write lease (fcntl(2), F_SETLEASE) only while nothing else has the file open. The next call
+    returns the lease; a process that opens the file between the two waits that long. The signal that would tell of this
+    is set to one that is ignored by default. Raises OSError if leases cannot be had here (EINVAL: not on this file
+    system, EACCES: not on this file).
     """
     _libc_at_once.fcntl(fd, fcntl.F_SETSIG, ctypes.c_long(signal.SIGURG))
     if _libc_at_once.fcntl(fd, fcntl.F_SETLEASE, ctypes.c_long(fcntl.F_WRLCK)) == 0:
@@ -327,7 +339,7 @@ _HANDLE_BYTES_MAX = 128
 
 
 def name_to_handle(fd: int) -> bytes:
-    """What stands for an open file beyond its names (struct file_handle of open_by_handle_at(2))."""
+    """A handle that identifies an open file whatever its names are (struct file_handle of open_by_handle_at(2))."""
     buffer = ctypes.create_string_buffer(_HANDLE_HEAD.pack(_HANDLE_BYTES_MAX, 0), _HANDLE_HEAD.size + _HANDLE_BYTES_MAX)
     mount_id = ctypes.c_int()
     _checked(
@@ -347,11 +359,14 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     )
 
 
-def filesystem_type(path: AnyPath) -> int:
-    """The f_type of statfs(2): compare with the *_MAGIC constants."""
+def filesystem_type(path: AnyPath | int) -> int:
+    """The f_type of statfs(2), or of fstatfs(2) for a descriptor: compare with the *_MAGIC constants."""
     # f_type is the first word on all 64-bit architectures; the structure is 120 bytes, the rest is slack.
     buffer = (ctypes.c_ulong * 32)()
-    _checked(_libc.statfs(os.fsencode(path), buffer), "statfs", path)
+    if isinstance(path, int):
+        _checked(_libc.fstatfs(ctypes.c_int(path), buffer), "fstatfs")
+    else:
+        _checked(_libc.statfs(os.fsencode(path), buffer), "statfs", path)
     return int(buffer[0]) & 0xFFFFFFFF
 
 
@@ -386,7 +401,7 @@ def _checked(result: int, name: str, path: AnyPath | None = None, *, log_of: int
 
 
 def read_kernel_log(context: int) -> list[str]:
-    """What the kernel wrote about a configuration so far, for example `e overlay: Unknown parameter 'x'`."""
+    """The kernel's messages about a configuration so far, for example `e overlay: Unknown parameter 'x'`."""
     lines: list[str] = []
     while True:
         try:

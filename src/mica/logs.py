@@ -1,13 +1,22 @@
-"""Logging: one logger for each module, formatters for a terminal and for machines. Set up by `cli/` only."""
+"""Logging: one logger for each module, formatters for a terminal and for machines. Only `cli/` sets it up, and
+processes that it forked before it knew the settings."""
 
 import json
 import logging
 import sys
 import time
+from typing import NamedTuple
 
 
 def logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
+
+
+class LogSettings(NamedTuple):
+    """The arguments of `configure`."""
+
+    level: str = "warning"
+    as_json: bool = False
 
 
 class _JsonFormatter(logging.Formatter):
@@ -24,11 +33,22 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(document)
 
 
-def configure(*, level: str = "warning", as_json: bool = False) -> None:
+def configure(settings: LogSettings) -> None:
     """Send log records of all modules to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if as_json else logging.Formatter("mica: %(levelname)s: %(message)s"))
+    handler.setFormatter(
+        _JsonFormatter() if settings.as_json else logging.Formatter("mica: %(levelname)s: %(message)s")
+    )
     root = logging.getLogger("mica")
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(settings.level.upper())
     root.propagate = False
+
+
+def log_settings() -> LogSettings | None:
+    """The settings of this process, to send them to a process that was forked before; None if there are none."""
+    root = logging.getLogger("mica")
+    if not root.handlers:
+        return None
+    is_json = isinstance(root.handlers[0].formatter, _JsonFormatter)
+    return LogSettings(logging.getLevelName(root.level).lower(), is_json)

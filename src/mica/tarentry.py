@@ -5,9 +5,10 @@ A source and its entries belong to one thread.
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
 
 from mica.errors import UserError
+from mica.streams import Readable
+from mica.texts import quoted
 
 BLOCK_BYTES = 512
 BLOCK_MASK = BLOCK_BYTES - 1
@@ -16,13 +17,7 @@ PATH_MAX_BYTES = 4095
 
 _READ_BYTES = 256 * 1024
 INT64_MAX = 2**63 - 1
-_SHOWN_CHARACTERS = 200
-
-
-class ByteStream(Protocol):
-    """`read` gives at most n bytes, at least one, and b"" at the end."""
-
-    def read(self, n: int, /) -> bytes: ...
+INT64_MIN = -(2**63)
 
 
 class Kind(enum.Enum):
@@ -49,26 +44,6 @@ class TarLimits:
 
 
 DEFAULT_LIMITS = TarLimits()
-
-
-def printable(name: bytes) -> str:
-    r"""A name as one line of text that cannot fool a terminal or a log: \xNN for what is not printable UTF-8."""
-    text = name.decode("utf-8", "surrogateescape")
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(map(_escaped, text))
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() and character != "\\":
-        return character
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
-
-
-def quoted(name: bytes) -> str:
-    """A name for a sentence: printable, in quotes, cut when it is absurdly long."""
-    text = printable(name[: 4 * _SHOWN_CHARACTERS])
-    return f"'{text}'" if len(text) <= _SHOWN_CHARACTERS else f"'{text[:_SHOWN_CHARACTERS]}…'"
 
 
 class TarEntry:
@@ -155,12 +130,14 @@ class TarEntry:
         return self.read(self._left or 1)
 
     def store(self, stored: int, sparse: "SparseData | None") -> None:
-        """For the reader: how many bytes lie in the archive, and how they make the content if not one to one."""
+        """For the reader: how many bytes of the member are in the archive, and for a sparse one how they make the
+        content."""
         self._stored = stored
         self._sparse = sparse
 
     def leave(self) -> int:
-        """For the reader, which goes on: ends the right to read, returns how many bytes to skip with the padding."""
+        """For the reader when it goes on: the member cannot be read any more. Returns how many bytes to skip, with the
+        padding."""
         left = self._left if self._sparse is None else self._sparse.stored_left
         self._left = -1
         return left + (-self._stored & BLOCK_MASK)
@@ -178,7 +155,7 @@ class Source:
 
     __slots__ = ("_base", "_read", "buffer", "position")
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._read = stream.read
         self.buffer = b""
         self.position = 0

@@ -15,6 +15,7 @@ from mica.errors import UserError
 from mica.tarentry import (
     BLOCK_BYTES,
     INT64_MAX,
+    INT64_MIN,
     NAME_MAX_BYTES,
     PATH_MAX_BYTES,
     Kind,
@@ -22,14 +23,15 @@ from mica.tarentry import (
     SparseData,
     TarEntry,
     TarLimits,
-    quoted,
     truncated,
 )
+from mica.texts import quoted
 
 HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32x32x8s8s155s12s")
 _OCTAL = re.compile(rb"[0-7]*")
 _DIGITS = 20
 _DECIMAL = re.compile(rb"[0-9]{1,20}")
+_SIGNED_DECIMAL = re.compile(rb"-?[0-9]{1,20}")
 _TIME = re.compile(rb"(-?)([0-9]{1,20})(?:\.([0-9]*))?")
 _RECORD = re.compile(rb"([0-9]{1,20}) ([^=\0]+)=")
 _PAX_KEYS = frozenset(
@@ -62,7 +64,8 @@ KINDS = {
     b"7": Kind.REGULAR,  # contiguous
     b"S": Kind.REGULAR,  # GNU sparse
 }
-_ID_MAX = 2**32 - 2  # -1 means "leave as it is" to chown
+_IDS = 2**32  # chown(2) takes 32 bits, of which writers make a signed or an unsigned number
+_NO_ID = _IDS - 1  # and -1 says to leave the owner as it is; for a program that unpacks as root, that is root
 _MAJOR_MAX = 2**12 - 1
 _MINOR_MAX = 2**20 - 1
 _LINKS = frozenset({Kind.SYMLINK, Kind.HARDLINK})
@@ -146,8 +149,8 @@ class Member:
             self._name,
             kind,
             self._field(mode, "mode") & 0o7777,
-            self._bounded(self._decimal(b"uid", uid), _ID_MAX, "user id"),
-            self._bounded(self._decimal(b"gid", gid), _ID_MAX, "group id"),
+            self._owner(b"uid", uid),
+            self._owner(b"gid", gid),
             size,
             mtime_s,
             mtime_ns,
@@ -183,7 +186,9 @@ class Member:
     def _find_link(self, kind: Kind) -> bytes:
         link = self._pax.get(b"linkpath") or self._headers.long_link or field_text(self._fields[8])
         if not link:
-            raise UserError(f"Archive member {quoted(self._name)} at byte {self._offset} is a {kind.value} to nothing.")
+            raise UserError(
+                f"Archive member {quoted(self._name)} at byte {self._offset} is a {kind.value} without a target."
+            )
         self._check_path(link, self._name)
         return link
 
@@ -206,6 +211,20 @@ class Member:
         if value:
             return self._parse_decimal(value, key.decode())
         return other if isinstance(other, int) else self._field(other, key.decode())
+
+    def _owner(self, key: bytes, field: bytes) -> int:
+        """A user or group id as chown(2) understands it: -2 is 4294967294, the nobody of macOS and old NFS."""
+        value = self._pax.get(key)
+        if not value:
+            number = _signed_number(field, key.decode(), self._name, self._offset)
+        elif _SIGNED_DECIMAL.fullmatch(value):
+            number = int(value)
+        else:
+            raise self._absurd(key.decode())
+        if not -_IDS // 2 <= number < _IDS:
+            raise self._absurd(key.decode())
+        number %= _IDS
+        return 0 if number == _NO_ID else number
 
     def _parse_decimal(self, value: bytes, what: str) -> int:
         if not _DECIMAL.fullmatch(value):
@@ -240,7 +259,7 @@ class Member:
             nanoseconds = -nanoseconds - bool(fraction[9:].strip(b"0"))
             seconds = -seconds - (nanoseconds < 0)
             nanoseconds %= _NS_PER_S
-        if not -INT64_MAX <= seconds <= INT64_MAX:
+        if not INT64_MIN <= seconds <= INT64_MAX:
             raise self._absurd("mtime")
         return seconds, nanoseconds
 
@@ -352,7 +371,7 @@ def _signed_number(field: bytes, what: str, name: bytes, offset: int) -> int:
         number = int.from_bytes(field, "big") & ((1 << bits) - 1)
         if field[0] & 0x40:
             number -= 1 << bits
-        if not -INT64_MAX <= number <= INT64_MAX:
+        if not INT64_MIN <= number <= INT64_MAX:
             raise _absurd(what, name, offset)
         return number
     digits = field_text(field.strip(b" \0")).rstrip(b" ")

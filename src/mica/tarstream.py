@@ -1,10 +1,10 @@
-"""A tar archive read once, front to back, as strict as a hostile archive asks for.
+"""A tar archive read once, front to back, strictly enough for a hostile archive.
 
 Reads v7, ustar, GNU and pax archives from anything with `.read(n)`; every header's checksum is verified and every
-refusal is a UserError that names the member and the byte offset. It interprets nothing: what a name, a link or a
-`.wh.` marker means is decided by `publish/layertree.py`. Decompression is the caller's, and so are errors of `stream`.
-Reads ahead; who digests the whole stream drains it afterwards. Called by publishing and by package formats.
-One reader belongs to one thread. Why not the standard library's reader: docs/adr/0002-own-tar-reader.md.
+refusal is a UserError that names the member and the byte offset. It interprets nothing: what a name, a link or a `.wh.`
+marker means is decided by `publish/layertree.py`. Decompression is the caller's, and so are errors of `stream`. It
+reads ahead; a caller that digests the whole stream reads the rest of it afterwards. Called by publishing and by package
+formats. One reader belongs to one thread. Why not the standard library's reader: docs/adr/0001-own-tar-reader.md.
 
 Sources of the rules: POSIX.1-2017 "pax - ustar Interchange Format" and "pax Extended Header"; GNU tar manual,
 "Tar Internals" (base-256 numbers, long names, sparse formats); Go's archive/tar, which engines unpack with.
@@ -14,22 +14,12 @@ import re
 from collections.abc import Iterator
 
 from mica.errors import UserError
-from mica.tarentry import (
-    BLOCK_BYTES,
-    BLOCK_MASK,
-    DEFAULT_LIMITS,
-    ByteStream,
-    Kind,
-    Source,
-    TarEntry,
-    TarLimits,
-    printable,
-    quoted,
-    truncated,
-)
+from mica.streams import Readable
+from mica.tarentry import BLOCK_BYTES, BLOCK_MASK, DEFAULT_LIMITS, Kind, Source, TarEntry, TarLimits, truncated
 from mica.tarheader import HEADER, KINDS, Headers, Member, check_sum, field_text, parse_pax, size_number, unsigned_sum
+from mica.texts import quoted
 
-__all__ = ["DEFAULT_LIMITS", "ByteStream", "Kind", "TarEntry", "TarLimits", "printable", "quoted", "read_tar"]
+__all__ = ["DEFAULT_LIMITS", "Kind", "TarEntry", "TarLimits", "read_tar"]
 
 # What GNU tar, Go, Python and libarchive write for a regular file in the ustar and GNU formats, from `mode` on.
 _PLAIN = re.compile(
@@ -40,7 +30,7 @@ _SLASH = ord("/")
 _VOLUME_LABEL = b"V"  # GNU: names the archive, not a file
 
 
-def read_tar(stream: ByteStream, *, limits: TarLimits = DEFAULT_LIMITS, require_end: bool) -> Iterator[TarEntry]:
+def read_tar(stream: Readable, *, limits: TarLimits = DEFAULT_LIMITS, require_end: bool) -> Iterator[TarEntry]:
     """The members of an archive in its order.
 
     `require_end` refuses an archive without its end-of-archive block as truncated; otherwise one that ends behind
@@ -50,7 +40,7 @@ def read_tar(stream: ByteStream, *, limits: TarLimits = DEFAULT_LIMITS, require_
 
 
 class _Reader:
-    def __init__(self, stream: ByteStream, limits: TarLimits, *, require_end: bool) -> None:
+    def __init__(self, stream: Readable, limits: TarLimits, *, require_end: bool) -> None:
         self._source = Source(stream)
         self._limits = limits
         self._require_end = require_end
@@ -154,7 +144,9 @@ class _Reader:
             raise truncated("behind an extended header", source.offset)
         second = source.take(BLOCK_BYTES)
         if second.strip(b"\0"):
-            raise UserError(f"The archive goes on behind a lone zero block (byte {source.offset - len(second)}).")
+            raise UserError(
+                f"The archive has more data behind a single zero block (byte {source.offset - len(second)})."
+            )
 
     # The long way
 

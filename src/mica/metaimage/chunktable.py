@@ -1,6 +1,6 @@
 """The chunk table: chunk lists of a layer's large files, after the EROFS blocks of its metadata image. Pure.
 
-Byte table in docs/format/erofs-image.md. The kernel never looks there: the superblock counts only the blocks before it.
+Byte table in docs/format/erofs-image.md. The kernel never reads it: the superblock counts only the blocks before it.
 """
 
 import mmap
@@ -12,28 +12,29 @@ from mica.digest import DIGEST_SIZE, Algorithm, Digest, digest_of
 from mica.errors import IntegrityError, UserError
 
 MAGIC = b"micachnk"
-VERSION = 1
+VERSIONS = (1, 2)
+"""Versions of images; one of version 2 marks directories with whiteouts."""
 HEADER = struct.Struct("<8sIIQQ")
 """Magic, version, number of lists, bytes of the index, bytes of the lists."""
 RECORD = struct.Struct(f"<{DIGEST_SIZE}sB3sIQ")
 """Digest, its algorithm, zeros, bytes of the list, its place after the index."""
 LISTS_BYTES_MAX = 256 << 20
-"""Of all lists of a layer: eleven million chunks."""
+"""Most bytes of all lists of a layer: eleven million chunks."""
 
 _ALGORITHMS = frozenset(Algorithm)
 _ZEROS = bytes(3)
 
 
-def format_chunk_table(lists: Mapping[Digest, bytes]) -> Iterator[bytes]:
+def format_chunk_table(lists: Mapping[Digest, bytes], version: int) -> Iterator[bytes]:
     """The lists by algorithm and digest, so that the same files give the same table.
 
-    Raises UserError for more than a table can hold.
+    Raises UserError if they do not fit into a table.
     """
     ordered = sorted(lists.items(), key=lambda item: (item[0].algorithm, item[0].raw))
     size = sum(len(data) for _, data in ordered)
     if size > LISTS_BYTES_MAX:
         raise UserError(f"The large files of a layer have chunk lists of {size} bytes, more than {LISTS_BYTES_MAX}.")
-    yield HEADER.pack(MAGIC, VERSION, len(ordered), RECORD.size * len(ordered), size)
+    yield HEADER.pack(MAGIC, version, len(ordered), RECORD.size * len(ordered), size)
     place = 0
     for digest, data in ordered:
         yield RECORD.pack(digest.raw, digest.algorithm, _ZEROS, len(data), place)
@@ -45,7 +46,7 @@ def format_chunk_table(lists: Mapping[Digest, bytes]) -> Iterator[bytes]:
 def parse_chunk_table(image: bytes | mmap.mmap, start: int, what: str, *, most: int) -> Iterator[tuple[Digest, bytes]]:
     """The lists, each compared with its digest; the table fills the image from `start` to its end.
 
-    Raises IntegrityError for anything that is not just such a table, and for more than `most` lists.
+    Raises IntegrityError for anything else, and for more than `most` lists.
     """
     size = len(image) - start
     if size < HEADER.size:
@@ -53,8 +54,8 @@ def parse_chunk_table(image: bytes | mmap.mmap, start: int, what: str, *, most: 
     magic, version, count, index_bytes, lists_bytes = HEADER.unpack_from(image, start)
     if magic != MAGIC:
         raise IntegrityError(f"{what} has no chunk table where its blocks end.")
-    if version != VERSION:
-        raise IntegrityError(f"{what} has a chunk table of version {version}, this program reads {VERSION}.")
+    if version not in VERSIONS:
+        raise IntegrityError(f"{what} is of version {version}, this program reads {VERSIONS[0]} to {VERSIONS[-1]}.")
     expected = HEADER.size + index_bytes + lists_bytes
     if index_bytes != count * RECORD.size or size != expected:
         raise IntegrityError(f"{what} has a chunk table of {size} bytes that says it has {expected}.")
@@ -63,6 +64,11 @@ def parse_chunk_table(image: bytes | mmap.mmap, start: int, what: str, *, most: 
     if lists_bytes > LISTS_BYTES_MAX:
         raise IntegrityError(f"{what} has chunk lists of {lists_bytes} bytes, more than {LISTS_BYTES_MAX}.")
     return _lists(image, start + HEADER.size, start + HEADER.size + index_bytes, what)
+
+
+def image_version(image: bytes | mmap.mmap, start: int) -> int:
+    """The version of an image whose table was read before."""
+    return int(HEADER.unpack_from(image, start)[1])
 
 
 def has_chunk_list(image: bytes | mmap.mmap, start: int, digest: Digest) -> bool:

@@ -1,4 +1,4 @@
-"""Directories of an image being written: kept as the bytes they will have until all numbers are known, then placed.
+"""Directories of an image that is being written. Their final bytes are kept until all numbers are known, then placed.
 
 The end of a directory's content follows its inode, in one block, as far as it fits (LAYOUT_INLINE); everything before
 it, and what does not fit, has blocks of its own after the last inode.
@@ -23,7 +23,7 @@ from mica.metaimage.output import ImageOutput
 
 
 class Directory:
-    """`add` children by name, subdirectories without a number, then `close`. `nid` is set by who places it."""
+    """`add` children by name, subdirectories without a number, then `close`. `place_directories` sets `nid`."""
 
     __slots__ = ("_dots", "_names", "_nids", "_slot", "_subdirectories", "_types", "body", "data", "inode", "is_inline",
                  "links", "nid", "parent", "path")  # fmt: skip
@@ -69,7 +69,7 @@ class Directory:
         del self._names, self._nids, self._types, self._subdirectories
 
     def fill_in(self) -> None:
-        """Put the number of this directory, which is known now, where it is missing."""
+        """Put the number of this directory, which is known now, into the records that lack it."""
         NID.pack_into(self.data, self._dots[0], self.nid)
         NID.pack_into(self.data, self._dots[1], self.parent.nid)
         if self.parent is not self:
@@ -81,7 +81,7 @@ class Directory:
 
     @property
     def tail_bytes(self) -> int:
-        """Of the content that follows the inode."""
+        """Bytes of the content that follow the inode."""
         return len(self.data) % BLOCK_BYTES if self.is_inline else 0
 
     @property
@@ -89,7 +89,7 @@ class Directory:
         return -(-(len(self.data) - self.tail_bytes) // BLOCK_BYTES)
 
     def format(self, first_block: int) -> bytes:
-        """The inode. `first_block` is that of the blocks, if there are any."""
+        """The inode. `first_block` is the number of the first block of content, if there is one."""
         layout = FORMAT_INLINE if self.is_inline else FORMAT_PLAIN
         union = first_block if self.block_count else 0
         return format_inode(layout, self.inode, self.body, self.nid, self.links, len(self.data), union)
@@ -103,7 +103,7 @@ class Directory:
 
 
 def put_directories(output: ImageOutput, directories: Sequence[Directory]) -> None:
-    """Place and write them; the first is the root, whose inode has its place already, in the first block."""
+    """Place and write all directories. The first is the root, whose inode has a fixed place in the first block."""
     root = directories[0]
     block = -(-_place(output.position, directories[1:]) // BLOCK_BYTES)
     for directory in directories:

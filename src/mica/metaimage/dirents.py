@@ -18,7 +18,7 @@ class Dirent(NamedTuple):
 
 
 def format_dirents(names: Sequence[bytes], nids: Sequence[int], types: Sequence[int]) -> tuple[bytearray, list[int]]:
-    """All blocks but the last are padded. Also returns where each record is, for numbers that are known later."""
+    """All blocks but the last are padded. Also returns the place of each record, for numbers that are known later."""
     data = bytearray()
     places: list[int] = []
     for start, end in _blocks(names):
@@ -33,7 +33,7 @@ def format_dirents(names: Sequence[bytes], nids: Sequence[int], types: Sequence[
 
 
 def _blocks(names: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Ranges of names that share a block."""
+    """The ranges of names that share a block."""
     start = used = 0
     for number, name in enumerate(names):
         used += DIRENT_BYTES + len(name)

@@ -1,7 +1,7 @@
 """Structures of EROFS on disk, those that metadata images have (docs/format/erofs-image.md). Pure.
 
-Sources: fs/erofs/erofs_fs.h of the kernel (little-endian throughout), and for what its readers insist on fs/erofs/
-{super,inode,dir,xattr,data}.c of 6.1 to 6.18. Nothing here knows of trees or files.
+Sources: fs/erofs/erofs_fs.h of the kernel (little-endian throughout), and for the rules of its readers fs/erofs/
+{super,inode,dir,xattr,data}.c of 6.1 to 6.18. This module has no trees and no files.
 """
 
 import os
@@ -41,7 +41,7 @@ ROOT_NID_MAX: Final = 0xFFFF
 SHARED_XATTRS_MAX: Final = 255
 
 TYPE_BITS: Final = 0o170000
-"""Of a mode."""
+"""The bits of a mode that are the type."""
 FILE_TYPES: Final = {
     stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFSOCK: 6,
     stat.S_IFLNK: 7,
@@ -83,7 +83,7 @@ assert DIRENT.size == DIRENT_BYTES
 
 
 class Superblock(NamedTuple):
-    """What differs between metadata images; everything else is constant. `blocks` are of 4096 bytes."""
+    """The fields that differ between metadata images; all others are constant. `blocks` are of 4096 bytes."""
 
     root_nid: int
     inodes: int
@@ -99,7 +99,7 @@ def format_superblock(superblock: Superblock) -> bytes:
 
 
 def parse_superblock(data: bytes, what: str) -> Superblock:
-    """Raises IntegrityError for anything that `format_superblock` does not give."""
+    """The inverse of `format_superblock`. Raises IntegrityError for all other bytes."""
     if len(data) != SUPERBLOCK_BYTES:
         raise IntegrityError(f"{what} is cut short: {len(data)} bytes of a superblock of {SUPERBLOCK_BYTES}.")
     values = SUPERBLOCK.unpack(data)
@@ -117,12 +117,12 @@ def pad_to(size: int, boundary: int) -> int:
 
 
 def chunk_format(size: int) -> int:
-    """The format of a file of one chunk that is a hole: chunks of `4096 << format` bytes. `size` is not 0."""
+    """The format of a file with one chunk, a hole: chunks of `4096 << format` bytes. `size` is not 0."""
     return max(0, (size - 1).bit_length() - BLOCK_BITS)
 
 
 def encode_device(device: int) -> int:
-    """A device number as `new_encode_dev` of the kernel has it (include/linux/kdev_t.h). Raises ValueError for one with
+    """A device number in the form of the kernel's `new_encode_dev` (include/linux/kdev_t.h). Raises ValueError for
     more bits than the kernel's."""
     major, minor = os.major(device), os.minor(device)
     if major >= 1 << 12 or minor >= 1 << 20:

@@ -1,4 +1,4 @@
-"""Rows of a catalog as files of a metadata image: the one way, for who publishes a layer and for a node. Pure."""
+"""Rows of a catalog as files of a metadata image. Publishers and nodes share this way. Pure."""
 
 import stat
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from mica.digest import Digest
 from mica.errors import UserError
 from mica.metaimage.chunktable import LISTS_BYTES_MAX
 from mica.metaimage.inode import NO_XATTRS, Inode
+from mica.repo.chunklist import format_chunk_list
 from mica.repo.entry import Chunk, Entry, Flag, parse_xattrs
-from mica.repo.localname import LocalName, chunked_name, format_chunk_list
+from mica.repo.localname import LocalName, chunked_name
 
 
 class InodeMaker:
@@ -21,7 +22,7 @@ class InodeMaker:
     def make(self, entry: Entry, chunks: Sequence[Chunk], *, group: int, links: int) -> Inode:
         """`chunks` are those of a file that has the flag. `group` and `links` hold within the image.
 
-        Raises ValueError for a row that cannot be a file, UserError for more chunks than an image can list.
+        Raises ValueError for a row that is not a possible file, UserError for more chunks than an image can list.
         """
         kind = stat.S_IFMT(entry.mode)
         is_device = kind in {stat.S_IFCHR, stat.S_IFBLK}
@@ -33,13 +34,17 @@ class InodeMaker:
         )  # fmt: skip
 
     def _content(self, entry: Entry, chunks: Sequence[Chunk]) -> LocalName:
+        try:
+            compression = entry.compression
+        except ValueError as error:
+            raise ValueError(f"has an {error}") from error
         if not entry.flags & Flag.CHUNKED:
             if entry.digest is None:
                 raise ValueError("has neither an object nor chunks")
-            return LocalName(entry.digest, entry.compression, entry.size)
+            return LocalName(entry.digest, compression, entry.size)
         if not chunks:
             raise ValueError("is said to have chunks but has none")
-        name = chunked_name(chunks, entry.compression)
+        name = chunked_name(chunks, compression)
         if name.size != entry.size:
             raise ValueError(f"has chunks of {name.size} bytes and says {entry.size}")
         if name.digest not in self.chunk_lists:

@@ -10,7 +10,7 @@ _PADDING = [bytes(size) for size in range(SLOT_BYTES)]
 
 
 class ImageOutput:
-    """`position` is where the next byte goes. `first` is the first block, which can be changed until `finish`."""
+    """`position` is the place of the next byte. `first` is the first block, which can be changed until `finish`."""
 
     def __init__(self, file: BinaryIO) -> None:
         """`file` is empty and can seek."""
@@ -30,7 +30,7 @@ class ImageOutput:
             self.flush()
 
     def put_slots(self, data: bytes) -> int:
-        """Put bytes, filled up with zeros to the end of a slot, and return where they are."""
+        """Put bytes, filled up with zeros to the end of a slot, and return their place."""
         place = self.position
         self.put(data + _PADDING[-len(data) % SLOT_BYTES])
         return place
@@ -55,7 +55,7 @@ class ImageOutput:
         self._file.write(data)
 
     def finish(self) -> None:
-        """Write the first block, and into it a UUID made of all that was written."""
+        """Write the first block with a UUID that is computed from all bytes."""
         self.flush()
         self.first[UUID_OFFSET : UUID_OFFSET + UUID_BYTES] = bytes(UUID_BYTES)
         self._hash.update(self.first)

@@ -1,12 +1,12 @@
-"""Metadata images, reading: every byte of a foreign one is looked at before the kernel is given it. Pure.
+"""Metadata images, reading: every byte of a foreign image is checked before the kernel gets it. Pure.
 
     for path, inode in read_image(file, "the image of …"):
         ...
 
-What is accepted is what `writer.py` makes and nothing else of EROFS (docs/format/erofs-image.md); `read_image` gives
-what `write_image` took. Each byte of an image belongs to one thing at most, so reading ends after as much work as the
-image is long: directories in a circle, and things that lie over each other, are refused where they are met. Memory: a
-32nd of the image, and files of which not all names were met yet. Any thread.
+Only images that `writer.py` can make are accepted, and nothing else of EROFS (docs/format/erofs-image.md); `read_image`
+gives the input of `write_image`. Each byte of an image belongs to one thing at most, so the image's length bounds the
+work: directories in a circle, and things that overlap, are refused where they are met. Memory: a 32nd of the image, and
+the files of which some names were not met yet. Any thread.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 from mica.digest import Digest
 from mica.errors import IntegrityError
-from mica.metaimage.chunktable import has_chunk_list, parse_chunk_table
+from mica.metaimage.chunktable import has_chunk_list, image_version, parse_chunk_table
 from mica.metaimage.dirents import Dirent
 from mica.metaimage.erofs_abi import (
     BLOCK_BYTES,
@@ -32,11 +32,12 @@ from mica.metaimage.erofs_abi import (
 )
 from mica.metaimage.inode import ENTRIES_MAX, PATH_MAX, Inode
 from mica.metaimage.records import BrokenError, Image, Records
-from mica.tarstream import quoted
+from mica.texts import quoted
+from mica.unionsigns import ORIGIN
 
 
 def read_superblock(file: BinaryIO, what: str) -> Superblock:
-    """Raises IntegrityError if it is none of a metadata image, or if the file is shorter than it says."""
+    """Raises IntegrityError if it is not that of a metadata image, or if the file is shorter than it says."""
     with _contents(file) as image:
         return _superblock(image, what)
 
@@ -48,7 +49,7 @@ def read_chunk_lists(file: BinaryIO, what: str) -> Iterator[tuple[Digest, bytes]
 
 
 def read_image(file: BinaryIO, what: str) -> Iterator[tuple[bytes, Inode]]:
-    """Every path with its file, in tree order. That the image is right is known when the last one was given.
+    """Every path with its file, in tree order. The image is proved right only when the last path was given.
 
     Raises IntegrityError naming `what` and the first thing wrong.
     """
@@ -56,11 +57,14 @@ def read_image(file: BinaryIO, what: str) -> Iterator[tuple[bytes, Inode]]:
         superblock = _superblock(image, what)
         table = superblock.blocks * BLOCK_BYTES
         deque(_chunk_lists(image, superblock, what), maxlen=0)
+        version = image_version(image, table)
         try:
             for path, inode in _Walk(image, superblock).run():
                 content = inode.content
                 if content is not None and content.in_chunks and not has_chunk_list(image, table, content.digest):
                     raise BrokenError(f"{quoted(path)} has no chunk list")
+                if version == 1 and ORIGIN in inode.xattrs:
+                    raise BrokenError(f"{quoted(path)} has an attribute that images have since version 2")
                 yield path, inode
         except BrokenError as error:
             raise IntegrityError(f"{what} is broken: {error}.") from error
@@ -81,7 +85,7 @@ def _superblock(image: Image, what: str) -> Superblock:
 
 @contextlib.contextmanager
 def _contents(file: BinaryIO) -> Iterator[Image]:
-    """All bytes of a file: mapped where it is one of the system's, which nobody may shorten meanwhile."""
+    """All bytes of a file. A file of the system is mapped, so nobody may shorten it meanwhile."""
     try:
         descriptor = file.fileno()
     except io.UnsupportedOperation:
@@ -96,7 +100,7 @@ def _contents(file: BinaryIO) -> Iterator[Image]:
 
 
 class _Open(NamedTuple):
-    """A directory in which the walk is."""
+    """A directory that the walk is in."""
 
     path: bytes
     nid: int
@@ -134,7 +138,7 @@ class _Walk:
         self._check_whole()
 
     def _child(self, path: bytes, child: Dirent, parent: int) -> tuple[Inode, Iterator[Dirent] | None]:
-        """A file and, if it is a directory, what is in it."""
+        """A file and, if it is a directory, its members."""
         self._names_left -= 1
         if not self._names_left:
             raise BrokenError(f"it has more than {ENTRIES_MAX} names")

@@ -1,6 +1,6 @@
-"""Inodes, attributes and directories of an image being read, each byte of it given to one of them at most.
+"""Inodes, attributes and directories of an image that is being read. Each byte belongs to one of them at most.
 
-The bytes are foreign: what is wrong with them is a BrokenError. Called by `reader.py`; one thread.
+The bytes are foreign: a fault in them is a BrokenError. Called by `reader.py`; one thread.
 """
 
 import mmap
@@ -33,17 +33,9 @@ from mica.metaimage.erofs_abi import (
     decode_device,
 )
 from mica.metaimage.inode import NO_XATTRS, Inode
-from mica.metaimage.xattrs import (
-    METACOPY,
-    REDIRECT,
-    SHARED_BYTES_MAX,
-    SHARED_ENTRIES_MAX,
-    filter_bits,
-    join_name,
-    may_enter,
-    split_name,
-)
+from mica.metaimage.xattrs import SHARED_BYTES_MAX, SHARED_ENTRIES_MAX, filter_bits, join_name, may_enter, split_name
 from mica.repo.localname import LocalName
+from mica.unionsigns import METACOPY, REDIRECT
 
 Image = bytes | mmap.mmap
 
@@ -52,7 +44,7 @@ _USED = b"\1"
 _REDIRECT_INDEX, _REDIRECT_REST = split_name(REDIRECT)
 _STUB_HEAD_BYTES = XATTR_BODY_BYTES + XATTR_ID_BYTES + XATTR_ENTRY_BYTES + len(_REDIRECT_REST)
 _STUB_HEADS_MAX = 64
-"""An honest image has one for each length of a redirect."""
+"""Most kept results; an honest image has one for each length of a redirect."""
 _DEVICES = {stat.S_IFCHR, stat.S_IFBLK}
 
 
@@ -61,8 +53,8 @@ class BrokenError(Exception):
 
 
 class DirectoryRecord(NamedTuple):
-    """Where the content of a directory is: `size` bytes, of which those that do not fill a block begin at `tail` if
-    they follow the inode, and the others at `block`."""
+    """The place of a directory's content of `size` bytes. Whole blocks begin at `block`; the rest begins at `tail` if
+    it follows the inode."""
 
     nid: int
     links: int
@@ -73,7 +65,7 @@ class DirectoryRecord(NamedTuple):
 
 
 class Records:
-    """Of an image whose blocks end at `end`; the first `taken` bytes are the superblock's."""
+    """Reads an image whose blocks end at `end`; the first `taken` bytes are the superblock's."""
 
     def __init__(self, image: Image, end: int, taken: int) -> None:
         self._image = image
@@ -102,7 +94,7 @@ class Records:
             xattrs = self._xattrs(nid, body, tail) if count else {}
         content = self._content(nid, size, union, tail, xattrs) if layout == FORMAT_CHUNKED else None
         if xattrs and not all(may_enter(name, value, mode) for name, value in xattrs.items()):
-            raise BrokenError(f"inode {nid} has attributes that only others may set")
+            raise BrokenError(f"inode {nid} has attributes that a metadata image must not have")
         known: Mapping[bytes, bytes] = xattrs or NO_XATTRS
         if content is not None:
             group = nid if links > 1 else 0
@@ -121,7 +113,7 @@ class Records:
         return Inode(mode, uid, gid, mtime_s, mtime_ns, 0, None, device, target, known, links, group), None
 
     def children(self, record: DirectoryRecord, parent: int) -> Iterator[Dirent]:
-        """What is in a directory, sorted; at its end it is known whether all of it was right."""
+        """The members of a directory, sorted. Faults that need all of them are raised at the end."""
         nid = record.nid
         dots = {b".": nid, b"..": parent}
         last = b""
@@ -148,18 +140,18 @@ class Records:
             raise BrokenError(f"something at {start} ends at {end}, after the last block")
         first, last = start // SLOT_BYTES, -(-end // SLOT_BYTES)
         if self._used.find(_USED, first, last) >= 0:
-            raise BrokenError(f"two things lie over each other between {start} and {end}")
+            raise BrokenError(f"two things overlap between {start} and {end}")
         self._used[first:last] = _USED * (last - first)
 
     def _content(self, nid: int, size: int, union: int, tail: int, xattrs: dict[bytes, bytes]) -> LocalName:
-        """What the redirect of a stub names; that and its sign are taken out of the attributes."""
+        """The content that the redirect of a stub names; redirect and metacopy are taken out of the attributes."""
         if union != chunk_format(size) or self._image[tail : tail + len(NULL_BLOCK)] != NULL_BLOCK:
             raise BrokenError(f"inode {nid} has data in the image")
         redirect = xattrs.pop(REDIRECT, b"")
         if xattrs.pop(METACOPY, None) != b"" or redirect[:1] != b"/":
             raise BrokenError(f"inode {nid} does not say where its content is")
         try:
-            content = LocalName.parse(redirect[1:].decode("ascii"))
+            content = LocalName.parse_redirect(redirect)
         except ValueError as error:
             raise BrokenError(f"inode {nid} has a redirect that names no content") from error
         if content.size != size:
@@ -174,7 +166,7 @@ class Records:
             start = block * BLOCK_BYTES
             self._claim(start, start + BLOCK_BYTES)
         elif nid * SLOT_BYTES // BLOCK_BYTES != (tail + size - 1) // BLOCK_BYTES:
-            raise BrokenError(f"inode {nid} is a symbolic link over two blocks")
+            raise BrokenError(f"inode {nid} is a symbolic link that lies in two blocks")
         target = self._image[start : start + size]
         if b"\0" in target:
             raise BrokenError(f"inode {nid} is a symbolic link with a zero in its target")
@@ -196,10 +188,10 @@ class Records:
             yield self._image[record.tail : record.tail + inline]
 
     def _stub_xattrs(self, nid: int, start: int, end: int) -> dict[bytes, bytes] | None:
-        """Attributes of a stub that has only those of stubs, as most files have; None for any other.
+        """Attributes of a stub that has only those of every stub, as most files; None for any other.
 
-        Up to the value of the redirect their bytes are the same for all whose redirects are as long: what such bytes
-        say is read once.
+        Up to the value of the redirect, the bytes are the same in all stubs with a redirect of the same length, so they
+        are parsed once for each length.
         """
         value = start + _STUB_HEAD_BYTES
         head = self._image[start:value]
@@ -220,14 +212,14 @@ class Records:
         ids = start + XATTR_BODY_BYTES
         place = ids + XATTR_ID_BYTES * shared
         if place > end:
-            raise BrokenError(f"inode {nid} has more shared attributes than it has room for")
+            raise BrokenError(f"inode {nid} has more shared attributes than fit into its attribute body")
         pairs = [self._shared_xattr(at) for at in range(ids, place, XATTR_ID_BYTES)]
         while place < end:
             pair, place = self._xattr(place, end)
             pairs.append(pair)
         xattrs = dict(pairs)
         if len(xattrs) != len(pairs) or not pairs:
-            raise BrokenError(f"inode {nid} has an attribute twice, or room for none")
+            raise BrokenError(f"inode {nid} has an attribute twice, or an attribute body without any")
         if absent & filter_bits(tuple(xattrs)):
             raise BrokenError(f"inode {nid} has a filter that hides its attributes")
         return xattrs
@@ -247,7 +239,7 @@ class Records:
         return found
 
     def _xattr(self, place: int, end: int) -> tuple[tuple[bytes, bytes], int]:
-        """Name and value of an entry, and where the next one begins."""
+        """Name and value of an entry, and the place of the next one."""
         start = place + XATTR_ENTRY_BYTES
         if start > end:
             raise BrokenError(f"an attribute at {place} is cut short")

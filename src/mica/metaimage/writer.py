@@ -2,9 +2,9 @@
 
     superblock, root | other files in tree order | directories in tree order | blocks of large directories | chunk table
 
-Files that are no directories are written as they come; directories are kept until the end (directories.py): 12 bytes
-and its name for each entry. Nothing else grows with the tree. The first block is written last, so what was left
-half-way is no image. Called by publishing and by the node; no I/O but to the given file; one thread.
+Files that are no directories are written as they come. Directories are kept until the end (directories.py): 12 bytes
+and the name for each entry. Nothing else grows with the tree. The first block is written last, so an unfinished file
+is not an image. Called by publishing and by the node; no I/O but to the given file; one thread.
 """
 
 import stat
@@ -40,18 +40,18 @@ from mica.metaimage.erofs_abi import (
 )
 from mica.metaimage.inode import ENTRIES_MAX, IMAGE_BYTES_MAX, PATH_MAX, Inode, format_inode
 from mica.metaimage.output import ImageOutput
-from mica.metaimage.xattrbody import XattrBodies
-from mica.metaimage.xattrs import may_enter
-from mica.tarstream import quoted
+from mica.metaimage.xattrs import XattrBodies, may_enter
+from mica.texts import quoted
+from mica.unionsigns import ORIGIN
 
 _DROPPED_SHOWN = 1000
 _DIRECTORY_BYTES = 700
-"""What a directory costs besides its content, roughly."""
+"""Memory of a directory besides its content, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What one image may cost: names in it, bytes of it, and bytes of its directories, which are kept in memory."""
+    """Limits of one image: names, bytes, and bytes of its directories, which are kept in memory."""
 
     max_entries: int = ENTRIES_MAX
     max_bytes: int = IMAGE_BYTES_MAX
@@ -63,7 +63,7 @@ NO_LISTS: Mapping[Digest, bytes] = MappingProxyType({})
 
 
 class DroppedXattr(NamedTuple):
-    """An attribute that did not get into the image; its value has `size` bytes."""
+    """An attribute that was left out of the image; its value has `size` bytes."""
 
     path: bytes
     name: bytes
@@ -72,14 +72,16 @@ class DroppedXattr(NamedTuple):
 
 @dataclass(slots=True)
 class ImageReport:
-    """What was written. `image_bytes` are those that the kernel knows of, `file_bytes` those with the chunk table.
-    `dropped` has the first thousand attributes that were, `dropped_total` counts all."""
+    """Facts of a written image. `image_bytes` are the bytes for the kernel, `file_bytes` include the chunk table.
+    `dropped` has the first thousand attributes that were left out, `dropped_total` counts all. `version` is 2 if a
+    directory is marked as having whiteouts, otherwise 1."""
 
     inodes: int = 0
     image_bytes: int = 0
     file_bytes: int = 0
     dropped: list[DroppedXattr] = field(default_factory=list)
     dropped_total: int = 0
+    version: int = 1
 
 
 def write_image(
@@ -102,7 +104,7 @@ def write_image(
     report = tree.finish()
     if not tree.in_chunks <= chunk_lists.keys():
         raise ValueError("a file in chunks comes without its chunk list")
-    for part in format_chunk_table({digest: chunk_lists[digest] for digest in tree.in_chunks}):
+    for part in format_chunk_table({digest: chunk_lists[digest] for digest in tree.in_chunks}, report.version):
         output.put(part)
     output.finish()
     report.file_bytes = output.position
@@ -152,7 +154,7 @@ class _Tree:
             parent.add(name, nid, FILE_TYPES[kind])
 
     def finish(self) -> ImageReport:
-        """Directories and superblock; what comes next in the file is no longer the kernel's."""
+        """Write directories and superblock; the kernel does not read the bytes that follow in the file."""
         while self._open:
             self._close_last()
         if not self._directories:
@@ -171,7 +173,7 @@ class _Tree:
     def _add_root(self, path: bytes, inode: Inode) -> None:
         if path or self._directories or not stat.S_ISDIR(inode.mode):
             raise ValueError(f"{path!r} comes where the root has to be")
-        # Its attributes are not shared: so its inode has the first place, which the superblock can say.
+        # Its attributes are not shared, so its inode has the first place: the superblock has 16 bits for its number.
         root = Directory(path, inode, self._bodies.of_file(self._xattrs(path, inode), shares=False), None)
         root.nid = self._output.put_slots(bytes(INODE_BYTES) + root.body) // SLOT_BYTES
         self._keep(root)
@@ -187,7 +189,7 @@ class _Tree:
             raise UserError("The tree has too many or too large directories for an image.")
 
     def _parent_of(self, path: bytes, parent: bytes) -> Directory:
-        """The open directory of that path; those below it are complete now."""
+        """The open directory of that path; directories below it are complete now."""
         while self._open and self._open[-1].path != parent:
             self._close_last()
         if not self._open:
@@ -232,15 +234,15 @@ class _Tree:
         if content.in_chunks:
             self.in_chunks.add(content.digest)
         xattrs = self._xattrs(path, inode) if inode.xattrs else []
-        body = self._bodies.of_stub(b"/" + str(content).encode("ascii"), xattrs)
+        body = self._bodies.of_stub(content.redirect, xattrs)
         nid = self._output.position // SLOT_BYTES
         head = format_inode(FORMAT_CHUNKED, inode, body, nid, links, inode.size, chunk_format(inode.size))
         self._output.put_slots(head + body + NULL_BLOCK)
         return nid
 
     def _put_link(self, path: bytes, inode: Inode, links: int) -> int:
-        """Inode, attributes and target in one block, as erofs_fill_symlink of Linux 6.1 wants it, or the target in one
-        of its own before them."""
+        """Inode, attributes and target in one block, as Linux 6.1 requires (erofs_fill_symlink), or the target in a
+        block of its own before them."""
         output, target = self._output, inode.target
         if not 0 < len(target) <= LINK_MAX or b"\0" in target:
             raise _refused(path, f"is a symbolic link with a target of {len(target)} bytes")
@@ -261,12 +263,14 @@ class _Tree:
         return self._bodies.of_file(self._xattrs(path, inode)) if inode.xattrs else b""
 
     def _xattrs(self, path: bytes, inode: Inode) -> list[tuple[bytes, bytes]]:
-        """What may enter of a file's attributes; the rest is reported."""
+        """A file's attributes that may enter the image; the others are reported."""
         report = self._report
         kept = []
         for name, value in sorted(inode.xattrs.items()):
             if may_enter(name, value, inode.mode):
                 kept.append((name, value))
+                if name == ORIGIN:
+                    report.version = 2
                 continue
             report.dropped_total += 1
             if len(report.dropped) < _DROPPED_SHOWN:
@@ -282,4 +286,4 @@ def _device(path: bytes, inode: Inode) -> int:
 
 
 def _refused(path: bytes, problem: str) -> UserError:
-    return UserError(f"{quoted(path)} {problem}, which a metadata image cannot say.")
+    return UserError(f"{quoted(path)} {problem}, which a metadata image cannot hold.")

@@ -1,1 +1,1 @@
-"""Container images: names, documents, and where they are kept. `source.open_image` is the way in."""
+"""Container images: names, documents, and the places that keep them. `source.open_image` is the entry."""

@@ -1,18 +1,21 @@
-"""How a registry wants to be asked: challenge -> token request -> header. No I/O; any thread.
+"""Logging in to a registry: challenge -> token request -> header. No I/O; any thread.
 
-A registry answers 401 with `WWW-Authenticate: Basic …` or `Bearer realm="…",service="…",scope="…"`; for the second
-a token is fetched from the realm, which the registry names and which therefore is not trusted with much: credentials
-go there over HTTPS only, unless the registry itself is spoken to in plain HTTP. Secrets are in no repr and no error.
+A registry answers 401 with `WWW-Authenticate: Basic …` or `Bearer realm="…",service="…",scope="…"`. For the second a
+token is fetched from the realm. The registry names the realm, so it is not trusted: credentials go there over HTTPS
+only. Plain HTTP is allowed if the registry itself is asked in plain HTTP, except from a registry on this machine to a
+realm elsewhere: plain HTTP that stays on this machine does not allow plain HTTP that leaves it. Secrets are in no repr
+and no error.
 """
 
 import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from mica.errors import UserError
 from mica.oci.documents import parse_document
+from mica.oci.origins import host_of, is_local, parse_origin
 
 _HEADER_LIMIT = 16 << 10
 _CLIENT_ID = "mica"
@@ -26,7 +29,7 @@ _CHALLENGE_PART = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A user of a registry; an identity token stands for both name and password."""
+    """A user of a registry; an identity token replaces name and password."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -35,7 +38,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way in; the scheme and parameter names are lower-case."""
+    """One way to log in; the scheme and parameter names are lower-case."""
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -43,15 +46,16 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """What to send to a token server: GET without a body, POST with one."""
+    """A request to a token server: GET without a body, POST with one. Only that server gets the headers `secrets`."""
 
     url: str
-    headers: Mapping[str, str] = field(repr=False, hash=False)
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     body: bytes | None = field(default=None, repr=False)
 
 
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
-    """Read WWW-Authenticate; what is not understood ends the list."""
+    """Read WWW-Authenticate up to the first part that is not understood."""
     challenges: list[Challenge] = []
     parameters: dict[str, str] = {}
     position = 0
@@ -80,12 +84,16 @@ def plan_token_request(
     is_plain_http: bool,
     can_push: bool = False,
 ) -> TokenRequest:
-    """Raises UserError for a realm that is no URL, or no place for a password."""
+    """Raises UserError for a realm that is not a URL, or that must not get a password."""
     realm = challenge.parameters.get("realm", "")
-    scheme = _url_scheme(realm)
-    if scheme not in {"http", "https"} or not realm.isascii() or not realm.isprintable():
+    try:
+        scheme = parse_origin(realm, what="a token").scheme if realm.isascii() and realm.isprintable() else ""
+    except UserError:
+        scheme = ""
+    if not scheme:
         raise UserError(f"{registry} names no usable token server: {realm[:200]!r}.")
-    if scheme == "http" and credential is not None and not is_plain_http:
+    may_be_plain = is_plain_http and (is_local(host_of(realm)) or not is_local(registry))
+    if scheme == "http" and credential is not None and not may_be_plain:
         raise UserError(f"{registry} wants a password sent in plain HTTP, which is refused.")
     query = {"scope": challenge.parameters.get("scope") or repository_scope(repository, can_push=can_push)}
     if service := challenge.parameters.get("service"):
@@ -93,17 +101,9 @@ def plan_token_request(
     if credential is not None and credential.identity_token:
         query |= {"grant_type": "refresh_token", "client_id": _CLIENT_ID, "refresh_token": credential.identity_token}
         form = {"Content-Type": "application/x-www-form-urlencoded"}
-        return TokenRequest(realm, form, urlencode(query).encode())
-    headers = {} if credential is None else {"Authorization": basic_header(credential)}
-    return TokenRequest(f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}", headers)
-
-
-def _url_scheme(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return ""
-    return parts.scheme if parts.hostname else ""
+        return TokenRequest(realm, form, body=urlencode(query).encode())
+    secrets = {} if credential is None else {"Authorization": basic_header(credential)}
+    return TokenRequest(f"{realm}{'&' if '?' in realm else '?'}{urlencode(query)}", secrets=secrets)
 
 
 def parse_token(data: bytes, *, what: str) -> str:

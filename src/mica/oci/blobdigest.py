@@ -1,7 +1,7 @@
-"""Digests of the image world: text such as `sha256:` and lower-case hex. Not the repository's (mica.digest).
+"""Digests of images: texts of `sha256:` and lower-case hex. Those of repositories are in mica.digest.
 
-A digest from a document or a name is text from outside: it passes `checked_digest` before it becomes part of a path
-or of a URL. Pure values; a hasher belongs to one thread.
+A digest in a document or a name comes from outside, so it passes `checked_digest` before it becomes part of a path or
+of a URL. Pure values; a hasher belongs to one thread.
 """
 
 import hashlib

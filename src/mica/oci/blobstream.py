@@ -1,6 +1,6 @@
 """A blob of a registry as a stream that survives broken connections: it goes on where it stopped, by Range.
 
-Checks only that as many bytes come as the descriptor says; digests are the reader's business. One thread per stream.
+It checks only that as many bytes come as the descriptor says; the reader checks digests. One thread per stream.
 """
 
 import time
@@ -11,8 +11,8 @@ import urllib3
 from mica.errors import IntegrityError, TemporaryError
 from mica.oci.transport import UnreachableError, discard, explained_http_error
 
-# More than a registry on a bad line needs; few enough that one which sends a byte at a time is left alone. Counted anew
-# after every _PROGRESS_BYTES, so that a large layer may break off as often as it must.
+# More than a registry on a bad line needs; few enough to give up on a registry that sends a byte at a time. The count
+# begins again after every _PROGRESS_BYTES, so that the connection of a large layer may break more often.
 _RESUME_LIMIT = 8
 _PROGRESS_BYTES = 4 << 20
 _PATIENCE_S = 60.0
@@ -52,7 +52,7 @@ class BlobStream:
         try:
             return self._response.read(size, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError):
-            # An end before the size is the same to the caller, who resumes.
+            # The caller resumes, as after an end before the size.
             return b""
 
     def _resume(self) -> None:
@@ -99,7 +99,7 @@ class BlobStream:
             self._skip(response)
 
     def _skip(self, response: urllib3.BaseHTTPResponse) -> None:
-        """The server knows no ranges: read again what was read."""
+        """The server knows no ranges: skip the bytes that were read before."""
         missing = self._offset
         try:
             while missing and (data := response.read(min(missing, _SKIP_SIZE), decode_content=False)):

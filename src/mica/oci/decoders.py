@@ -1,17 +1,42 @@
-"""Where frames of a zstd stream end, seen in passing. Decompresses nothing.
+"""What the libraries for compressed layers leave open: gzip by ISA-L with its types and errors in one place, and where
+the frames of a zstd stream end. No I/O of its own; one thread per reader.
 
-The library's streaming reader reports a stream cut in the middle of a frame as an ordinary end; this walks the block
-headers (RFC 8878 section 3.1) beside it, one step per block of up to 128 KiB. Sizes: magic 4; frame header 2-14;
-block header 3, its low bit marks the last block; checksum 4. Skippable frames: magic 4, size 4, content.
-One thread.
+ISA-L inflates faster than zlib (igzip: 855 MB/s of tar, zlib: 385 MB/s). The streaming reader of zstd's library reports
+a stream cut in the middle of a frame as an ordinary end; `FrameWalker` walks the block headers (RFC 8878 section 3.1)
+beside it, one step per block of up to 128 KiB, and decompresses nothing. Sizes: magic 4; frame header 2-14; block
+header 3, its low bit marks the last block; checksum 4. Skippable frames: magic 4, size 4, content.
 """
 
+import io
 import struct
+import zlib
 from collections.abc import Generator
+from typing import Any, cast
 
-MAGIC = b"\x28\xb5\x2f\xfd"
+from isal import igzip, isal_zlib
+
+# A cut, a bad header, checksum or length, and a broken deflate stream.
+GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, igzip.BadGzipFile, cast("Any", isal_zlib).error, zlib.error)
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_MAGIC = 0x184D2A50
 _RLE_BLOCK = 1
+
+
+class GzipReader(igzip.IGzipFile):
+    """The inflated bytes of all members. Zeros after the last are padding; other bytes there are an error.
+
+    `close` also closes the stream below. Raises GZIP_ERRORS while reading.
+    """
+
+    def __init__(self, raw: io.RawIOBase | io.BufferedIOBase) -> None:
+        initialise = cast("Any", super().__init__)
+        initialise(fileobj=raw, mode="rb")
+        self._raw_below = raw
+
+    def close(self) -> None:
+        super().close()
+        self._raw_below.close()
 
 
 class FrameWalker:
@@ -50,13 +75,13 @@ class FrameWalker:
 
 
 def _walk() -> Generator[tuple[str, int], bytes, None]:
-    """Yields what comes next and its size; is sent the bytes, or nothing for what is skipped."""
+    """Yields the kind and size of the next bytes; the caller sends these bytes, or nothing for skipped ones."""
     while True:
         magic = yield "magic", 4
         if (struct.unpack("<I", magic)[0] & 0xFFFFFFF0) == _SKIPPABLE_MAGIC:
             yield "skip", struct.unpack("<I", (yield "size", 4))[0]
             continue
-        if magic != MAGIC:
+        if magic != ZSTD_MAGIC:
             raise ValueError("not a zstd frame")
         flags = (yield "flags", 1)[0]
         yield "skip", _header_size(flags)

@@ -1,8 +1,8 @@
 """Images in `docker save` archives: `manifest.json` names a configuration and layer tars for each image.
 
-Docker before 25 stores `<id>/layer.tar`, newer ones an OCI layout beside `manifest.json`, other tools any names; plain
-or gzip as a whole. There is no manifest with layer digests: one is made here, and a layer's digest is that of its
-stored bytes, which for an uncompressed tar is the diff id. Any thread.
+Docker before 25 stores `<id>/layer.tar`, newer ones an OCI layout beside `manifest.json`, other tools any names. An
+archive is plain or packed as a whole. It has no manifest with layer digests, so one is made here: a layer's digest is
+that of its stored bytes, which for an uncompressed tar is the diff id. Any thread.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest, is_digest
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES, Fields, parse_json
 from mica.oci.image import Image, assemble_image
-from mica.oci.layerstream import READ_SIZE, Readable, media_type_of
+from mica.oci.layerstream import READ_SIZE, media_type_of
 from mica.oci.models import Descriptor, format_manifest, parse_config, parse_manifest
 from mica.oci.reference import Reference
 from mica.oci.tarindex import TarIndex, open_tar
+from mica.streams import Readable
 
 _MANIFEST_NAME = "manifest.json"
 
@@ -35,7 +36,7 @@ class _Entry:
 
 
 class _ArchiveBlobs:
-    """Blobs by the digests that the made manifest gives them."""
+    """Blobs by their digests in the manifest that is made here."""
 
     def __init__(self, index: TarIndex) -> None:
         self._index = index

@@ -1,6 +1,6 @@
 """Images of a Docker daemon on this machine: `GET /images/<name>/get` is a `docker save` archive.
 
-It is spooled to an unnamed file, because the stream names its layers only at its end. Any thread.
+The archive is spooled to an unnamed file, because the stream names its layers only at its end. Any thread.
 """
 
 import contextlib
@@ -60,12 +60,12 @@ def _download(connection: http.client.HTTPConnection, reference: Reference, fd: 
             with mapped_os_errors("spool an image of the Docker daemon"):
                 write_all(fd, data)
         if response.length:
-            # Reading by pieces does not tell a cut answer from a whole one.
+            # Reads by pieces end in the same way at a cut answer and at a whole one.
             raise http.client.IncompleteRead(b"", response.length)
     except (ConnectionRefusedError, FileNotFoundError) as error:
         raise TemporaryError("No Docker daemon answers on this machine.", hint="Is docker running?") from error
     except PermissionError as error:
-        raise UserError("The Docker daemon's socket may not be opened.", hint="Run as root or in its group.") from error
+        raise UserError("The Docker daemon's socket cannot be opened.", hint="Run as root or in its group.") from error
     except (OSError, http.client.HTTPException) as error:
         raise TemporaryError(f"The Docker daemon broke off while sending {reference}: {error}.") from error
 

@@ -1,4 +1,4 @@
-"""JSON from outside, bounded and checked: what every image document is read with.
+"""JSON from outside, bounded and checked: the reader of every image document.
 
 `Fields` answers typed questions about one JSON object and names the object in each refusal. Null counts as absent,
 because Go writes it for empty lists and maps. Pure; any thread.
@@ -26,7 +26,7 @@ def parse_json(data: bytes, *, what: str) -> Any:
     try:
         value = json.loads(data.decode(), parse_constant=_refuse_constant)
         if b"\\u" in data:
-            # Half a surrogate pair is legal JSON and no text: nothing could write it out again.
+            # Half a surrogate pair is legal JSON, but it is no text and cannot be written out again.
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise UserError(f"{what} is nested too deeply.") from error
@@ -43,6 +43,11 @@ def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
     return "it is not UTF-8" if isinstance(error, UnicodeError) else "a number is not allowed"
+
+
+def in_sentence(what: str) -> str:
+    """The name of a document at the beginning of a sentence, changed for the middle of one."""
+    return f"the {what.removeprefix('The ')}" if what.startswith("The ") else what
 
 
 class Fields:
@@ -107,7 +112,7 @@ class Fields:
         return tuple(values)
 
     def text_or_texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts, or one text: old builders wrote the shell form so."""
+        """A list of texts, or one text, which is how old builders wrote the shell form."""
         value = self._members.get(name)
         return (value,) if isinstance(value, str) else self.texts(name)
 
@@ -120,14 +125,15 @@ class Fields:
     def object(self, name: str) -> "Fields":
         """A member that is an object; an empty one where it is absent."""
         value = self._members.get(name)
-        return Fields({} if value is None else value, what=f"{name} of {self.what}")
+        return Fields({} if value is None else value, what=f"{name!r} of {in_sentence(self.what)}")
 
     def objects(self, name: str) -> "list[Fields]":
         values = self.items(name)
-        return [Fields(value, what=f"{name}[{number}] of {self.what}") for number, value in enumerate(values)]
+        what = in_sentence(self.what)
+        return [Fields(value, what=f"'{name}[{number}]' of {what}") for number, value in enumerate(values)]
 
     def _refused(self, name: str, wanted: str) -> UserError:
-        return UserError(f"{name!r} of {self.what} is not {wanted}.")
+        return UserError(f"{name!r} of {in_sentence(self.what)} is not {wanted}.")
 
 
 def _is_object(value: object) -> TypeGuard[dict[str, Any]]:

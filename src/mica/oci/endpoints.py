@@ -1,11 +1,11 @@
-"""Where a registry is asked: itself, mirrors in front of it, and whom to trust there. Pure; any thread.
+"""Endpoints of a registry: itself and mirrors in front of it, and the certificates to trust there. Pure; any thread.
 
 Two forms of configuration are read, both by the name of the registry as it stands in a reference:
 
     <certs>/<host[:port]>/hosts.toml                        containerd: mirrors, own CAs, client certificates
     <certs>/<host[:port]>/{*.crt, *.cert + *.key}           Docker and containers: CAs; client certificate and key
 
-What containerd knows and this does not is refused by name, rather than left out in silence.
+A key that containerd knows and this module does not is refused by its name, never ignored.
 """
 
 import enum
@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mica.errors import UserError
+from mica.errors import UserError, explain_parse_error
+from mica.oci.origins import is_local
+from mica.oci.reference import HUB_HOSTS, Reference
 from mica.oci.transport import USUAL_TRUST, Trust
 
 _SERVER_KEYS = {"capabilities", "ca", "client", "skip_verify", "header", "override_path"}
 
 
 class Use(enum.StrEnum):
-    """What an endpoint is good for: turning a tag into a digest, content by digest, taking content."""
+    """What an endpoint can do: turn a tag into a digest, give content by digest, take content."""
 
     RESOLVE = "resolve"
     PULL = "pull"
@@ -31,18 +33,23 @@ class Use(enum.StrEnum):
 
 
 ALL_USES = frozenset(Use)
-_MIRROR_USES = frozenset({Use.RESOLVE, Use.PULL})
+PULL_USES = frozenset({Use.RESOLVE, Use.PULL})
+_HUB_SERVER = "registry-1.docker.io"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`api` is the URL that `/<repository>/manifests/…` follows; `host` is what credentials are filed under."""
+    """`api` is the URL that `/<repository>/manifests/…` follows; `host` is what credentials are filed under: those of
+    a registry are never shown to a mirror, which has its own. `headers` may hold secrets too. `repository` is what to
+    ask for there, where that is not the name in the reference. `is_insecure`: whichever of HTTPS and HTTP answers."""
 
     api: str
     host: str
     trust: Trust = USUAL_TRUST
     uses: frozenset[Use] = ALL_USES
     headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    repository: str = ""
+    is_insecure: bool = False
 
     @property
     def is_plain_http(self) -> bool:
@@ -56,13 +63,30 @@ class HostConfig:
     mirrors: tuple[Endpoint, ...] = ()
     server: Endpoint | None = None
     trust: Trust | None = None
+    is_insecure: bool = False
 
 
 NO_CONFIG = HostConfig()
 
 
-def no_hosts(registry: str) -> HostConfig:  # noqa: ARG001 - the finder's signature
+def no_hosts(reference: Reference) -> HostConfig:  # noqa: ARG001 - the finder's signature
     return NO_CONFIG
+
+
+def endpoint_of(
+    registry: str,
+    repository: str = "",
+    *,
+    trust: Trust | None = None,
+    uses: frozenset[Use] = ALL_USES,
+    is_insecure: bool = False,
+) -> Endpoint:
+    """A registry by its name in references. One on this machine without a configuration is insecure, as with Docker."""
+    is_insecure = is_insecure or (trust is None and is_local(registry))
+    server = _HUB_SERVER if registry in HUB_HOSTS else registry
+    return Endpoint(
+        f"https://{server}/v2", registry, trust or USUAL_TRUST, uses, repository=repository, is_insecure=is_insecure
+    )
 
 
 def plain_http_config(registry: str) -> HostConfig:
@@ -75,12 +99,12 @@ def parse_hosts_toml(data: bytes, *, directory: Path, what: str) -> HostConfig:
     try:
         document = tomllib.loads(data.decode("utf-8"))
         return _host_config(document, directory)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{what} is wrong: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is wrong: {explain_parse_error(error)}.") from error
 
 
 def parse_certificate_directory(names: Iterable[str], *, directory: Path) -> HostConfig:
-    """What Docker makes of the files of a directory: each `.crt` a CA, a `.cert` with its `.key` our certificate."""
+    """Files of a directory in Docker's way: each `.crt` is a CA, a `.cert` with its `.key` the client certificate."""
     present = sorted(names)
     authorities = tuple(directory / name for name in present if name.endswith(".crt"))
     certificate = next((name for name in present if name.endswith(".cert")), None)
@@ -111,7 +135,7 @@ def _mirror(url: str, table: Any, directory: Path) -> Endpoint:
     if not isinstance(table, dict):
         raise ValueError(f"'host' has no table for {url!r}")
     _refuse_unknown(table, _SERVER_KEYS, f"for {url!r}")
-    return _endpoint(url, table, _trust(table, directory) or USUAL_TRUST, _MIRROR_USES)
+    return _endpoint(url, table, _trust(table, directory) or USUAL_TRUST, PULL_USES)
 
 
 def _endpoint(url: Any, table: dict[str, Any], trust: Trust, uses: frozenset[Use]) -> Endpoint:
@@ -124,10 +148,11 @@ def _endpoint(url: Any, table: dict[str, Any], trust: Trust, uses: frozenset[Use
     headers = table.get("header", {})
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise ValueError("'header' is not a table of texts")
+    server = _HUB_SERVER if parts.netloc in HUB_HOSTS else parts.netloc
     path = parts.path.rstrip("/")
     if not table.get("override_path", False) and not path.endswith("/v2"):
         path += "/v2"
-    return Endpoint(f"{parts.scheme}://{parts.netloc}{path}", parts.netloc, trust, uses, headers)
+    return Endpoint(f"{parts.scheme}://{server}{path}", parts.netloc, trust, uses, headers)
 
 
 def _trust(table: dict[str, Any], directory: Path) -> Trust | None:

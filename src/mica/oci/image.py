@@ -1,10 +1,11 @@
-"""An opened image, wherever it is: what a converter works on.
+"""An opened image from any place, and the images that one name stands for; the converter works on them.
 
 `ImageSource` is the seam; `Image` is the one implementation, put together by source.py, dockerarchive.py and
 registry.py from a manifest, a configuration and a way to open a blob. Any thread.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ from typing import NamedTuple, Protocol
 from mica.errors import IntegrityError, UserError
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest
-from mica.oci.layerstream import LayerStream, Readable, open_layer
+from mica.oci.layerstream import LayerStream, open_layer
 from mica.oci.models import Descriptor, ImageConfig, Index, Manifest, parse_config, parse_image_document
 from mica.oci.platforms import Platform, best_platform
 from mica.oci.reference import Reference
+from mica.streams import Readable
 
 _INDEX_DEPTH = 4
 _PLATFORM_LIMIT = 100
-_UNKNOWN_OS = "unknown"
+
+
+class NoImageError(UserError):
+    """The name does not stand for a container image but for a signature, a chart or a list of materials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class LayerSource:
 
 
 class ImageSource(Protocol):
-    """An image that can be read until its block ends. Layers may be opened side by side from several threads."""
+    """An image that can be read until its block ends. Several threads may open layers at the same time."""
 
     @property
     def reference(self) -> Reference | None:
@@ -52,7 +57,7 @@ class ImageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def manifest(self) -> Manifest:
@@ -118,15 +123,17 @@ class PlatformImage(NamedTuple):
 def assemble_image(
     manifest: Manifest, config_data: bytes, reader: BlobReader, *, name: str, reference: Reference | None
 ) -> Image:
-    """Check that the parts belong together. Raises UserError for what is no image, IntegrityError for a mismatch."""
+    """Check that the parts belong together. Raises UserError if it is not an image, IntegrityError for a mismatch."""
     config = parse_config(config_data, what=f"The configuration of {name}")
+    for layer in manifest.layers:
+        if layer.media_type not in mediatypes.LAYERS:
+            # Signatures have an image's configuration; layers of an unknown compression have a layer's media type.
+            kind = UserError if layer.media_type.startswith(mediatypes.LAYER_PREFIXES) else NoImageError
+            raise kind(f"Layer {layer.digest} of {name} is of an unknown kind: {layer.media_type[:100]!r}.")
     if len(manifest.layers) != len(config.diff_ids):
         raise IntegrityError(
             f"{name} has {len(manifest.layers)} layers and {len(config.diff_ids)} diff ids in its configuration."
         )
-    for layer in manifest.layers:
-        if layer.media_type not in mediatypes.LAYERS:
-            raise UserError(f"Layer {layer.digest} of {name} is of an unknown kind: {layer.media_type[:100]!r}.")
     layers = tuple(LayerSource(layer, diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True))
     return Image(name, reference, manifest, config, layers, reader.open_blob)
 
@@ -139,9 +146,15 @@ def open_described(
     name: str,
     reference: Reference | None = None,
 ) -> Image:
-    """Follow descriptors down to one image: indexes by platform, then manifest and configuration."""
+    """Follow descriptors down to one image: indexes by platform, then manifest and configuration.
+
+    Where no descriptor says that it is for the platform, the configurations of those that say nothing decide.
+    """
     for _ in range(_INDEX_DEPTH):
-        chosen = choose_manifest(descriptors, platform or Platform.here(), name=name)
+        chosen = choose_manifest(descriptors, platform or Platform.here())
+        if chosen is None:
+            images = open_every(_unstated(descriptors), reader, name=name, reference=reference)
+            return choose_image(images, descriptors, platform or Platform.here(), name=name)
         data = reader.read_document(chosen, what=f"The manifest of {name}")
         document = parse_image_document(data, media_type=chosen.media_type, what=f"The manifest of {name}")
         if isinstance(document, Manifest):
@@ -157,23 +170,29 @@ def open_every(
     name: str,
     reference: Reference | None = None,
     depth: int = 1,
+    counter: Iterator[int] | None = None,
 ) -> "list[PlatformImage]":
-    """All images that descriptors lead to, in their order. Raises UserError for more than 100, or indexes too deep."""
+    """All images that descriptors lead to, in their order; other documents are left out. Raises UserError for more than
+    100 of either, or indexes too deep. `counter` has counted the documents that were read."""
+    counter = itertools.count() if counter is None else counter
     found: list[PlatformImage] = []
     for descriptor in descriptors:
-        if descriptor.platform is not None and descriptor.platform.os == _UNKNOWN_OS:
+        if descriptor.is_artifact:
             continue
+        if next(counter) >= _PLATFORM_LIMIT:
+            raise UserError(f"{name} has more than {_PLATFORM_LIMIT} images.")
         data = reader.read_document(descriptor, what=f"The manifest of {name}")
         document = parse_image_document(data, media_type=descriptor.media_type, what=f"The manifest of {name}")
         if isinstance(document, Manifest):
-            image = open_manifest(document, reader, platform=None, name=name, reference=reference)
-            found.append(PlatformImage(descriptor.platform or image.config.platform, image))
+            with contextlib.suppress(NoImageError):
+                image = open_manifest(document, reader, platform=None, name=name, reference=reference)
+                found.append(PlatformImage(descriptor.platform or image.config.platform, image))
         elif depth < _INDEX_DEPTH:
-            found += open_every(document.manifests, reader, name=name, reference=reference, depth=depth + 1)
+            found += open_every(
+                document.manifests, reader, name=name, reference=reference, depth=depth + 1, counter=counter
+            )
         else:
             raise UserError(f"{name} is an index of indexes of indexes.")
-        if len(found) > _PLATFORM_LIMIT:
-            raise UserError(f"{name} has more than {_PLATFORM_LIMIT} images.")
     return found
 
 
@@ -195,7 +214,7 @@ def open_manifest(
     manifest: Manifest, reader: BlobReader, *, platform: Platform | None, name: str, reference: Reference | None
 ) -> Image:
     if manifest.config.media_type not in mediatypes.CONFIGS:
-        raise UserError(f"{name} is not a container image but {manifest.config.media_type[:100]!r}.")
+        raise NoImageError(f"{name} is not a container image but {manifest.config.media_type[:100]!r}.")
     data = reader.read_document(manifest.config, what=f"The configuration of {name}")
     return checked_platform(assemble_image(manifest, data, reader, name=name, reference=reference), platform)
 
@@ -203,30 +222,88 @@ def open_manifest(
 def checked_platform(image: Image, wanted: Platform | None) -> Image:
     """The image itself: one without a choice is taken as it is, unless another platform was asked for.
 
-    Variants are the index's business: configurations mostly leave them out.
+    The index decides about variants, because configurations mostly leave them out. An image without a platform is for
+    every platform, as with Docker.
     """
     made_for = image.config.platform
-    if wanted is not None and (made_for.os, made_for.architecture) != (wanted.os, wanted.architecture):
+    if wanted is not None and not made_for.suits(wanted):
         raise UserError(f"{image.name} is made for {made_for}, not for {wanted}.")
     return image
 
 
-def choose_manifest(descriptors: Sequence[Descriptor], wanted: Platform, *, name: str) -> Descriptor:
-    """The one for a platform; the only one there is, if it does not say what it is for. Raises UserError."""
+def choose_manifest(descriptors: Sequence[Descriptor], wanted: Platform) -> Descriptor | None:
+    """The image for a platform, or the only one if it does not state a platform; None if there is no such image."""
     if len(descriptors) == 1 and descriptors[0].platform is None:
         return descriptors[0]
-    # Build attestations stand among the images as platform unknown/unknown.
-    by_platform = {one.platform: one for one in reversed(descriptors) if _is_image(one)}
+    by_platform = {one.platform: one for one in reversed(descriptors) if not one.is_artifact}
     best = best_platform(wanted, (platform for platform in by_platform if platform is not None))
+    return None if best is None else by_platform[best]
+
+
+def choose_image(
+    images: Sequence[PlatformImage], descriptors: Sequence[Descriptor], wanted: Platform, *, name: str
+) -> Image:
+    """The one whose configuration is for a platform, else one that leaves it open. Raises UserError that tells what the
+    descriptors are for."""
+    best = best_image(images, wanted)
     if best is None:
-        raise UserError(f"{name} is not made for {wanted}.", hint=_platforms_hint(by_platform))
-    return by_platform[best]
+        if not images and all(one.is_artifact or one.platform is None for one in descriptors):
+            raise NoImageError(f"{name} is an index without any image.")
+        stated = {*(one.platform for one in descriptors if not one.is_artifact), *(one.platform for one in images)}
+        raise UserError(f"{name} is not made for {wanted}.", hint=_platforms_hint(stated - {None}))
+    return best.image
 
 
-def _is_image(descriptor: Descriptor) -> bool:
-    return descriptor.platform is not None and descriptor.platform.os != _UNKNOWN_OS
+def best_image(images: Sequence[PlatformImage], wanted: Platform) -> PlatformImage | None:
+    """The best for a platform; else one that does not state its platform."""
+    best = best_platform(wanted, (one.platform for one in images))
+    if best is not None:
+        return next(one for one in images if one.platform == best)
+    return next((one for one in images if one.platform.stated is None and one.platform.suits(wanted)), None)
+
+
+def _unstated(descriptors: Sequence[Descriptor]) -> list[Descriptor]:
+    return [one for one in descriptors if one.platform is None]
 
 
 def _platforms_hint(platforms: Iterable[Platform | None]) -> str:
     texts = sorted({str(one)[:60] for one in platforms})
     return f"It exists for: {', '.join(texts[:20])}" if texts else "It names no platform at all."
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChoice:
+    """`digest` is that of the manifest or index that the name points at; empty where the place has none.
+
+    `one` opens the image for a platform (None: this machine's where there is a choice), `every` all of them.
+    """
+
+    digest: str
+    one: Callable[[Platform | None], Image]
+    every: Callable[[], list[PlatformImage]]
+
+    def some(self, platforms: Sequence[Platform], *, name: str) -> list[PlatformImage]:
+        """The best image for each platform that has one. Raises UserError if no platform has one."""
+        images = self.every()
+        found = [best for wanted in platforms if (best := best_image(images, wanted)) is not None]
+        if not found:
+            raise UserError(f"{name} is not made for any of {', '.join(map(str, platforms))}.")
+        return [one for one in images if any(one is best for best in found)]
+
+
+def only_choice(image: Image) -> ImageChoice:
+    """A name that stands for one image only."""
+    return ImageChoice(
+        "",
+        lambda platform: checked_platform(image, platform),
+        lambda: [PlatformImage(image.config.platform, image)],
+    )
+
+
+def every_of_document(
+    document: Index | Manifest, reader: BlobReader, *, name: str, reference: Reference | None
+) -> list[PlatformImage]:
+    if isinstance(document, Index):
+        return open_every(document.manifests, reader, name=name, reference=reference)
+    image = open_manifest(document, reader, platform=None, name=name, reference=reference)
+    return [PlatformImage(image.config.platform, image)]

@@ -17,9 +17,9 @@ from mica.errors import NotFoundError, UserError
 from mica.files import mapped_os_errors
 from mica.oci.blobdigest import split_digest
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES
-from mica.oci.layerstream import Readable
 from mica.oci.models import CONTAINERD_NAME, REF_NAME, Descriptor, Index, check_document, parse_index
 from mica.oci.tarindex import TarIndex, open_regular, open_tar
+from mica.streams import Readable
 
 INDEX_NAME = "index.json"
 MARKER_NAME = "oci-layout"
@@ -27,7 +27,7 @@ MARKER = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 class LayoutFiles(Protocol):
-    """Where a layout's files are; names are relative and safe. `TarIndex` is one."""
+    """The files of a layout; names are relative and safe. `TarIndex` is one."""
 
     def read(self, name: str, *, limit_bytes: int) -> bytes: ...
 
@@ -61,7 +61,7 @@ class DirectoryFiles:
 
 
 class _MappedFile:
-    """A file whose errors are sentences."""
+    """A file that raises errors with sentences."""
 
     def __init__(self, file: Readable, path: Path) -> None:
         self._file = file
@@ -73,7 +73,7 @@ class _MappedFile:
 
 
 class Layout:
-    """Images in a layout. `name` is how messages call it."""
+    """Images in a layout. `name` is its name in messages."""
 
     def __init__(self, files: LayoutFiles, *, name: str) -> None:
         self._files = files
@@ -88,6 +88,8 @@ class Layout:
     def find(self, tag: str) -> tuple[Descriptor, ...]:
         """The descriptors with a tag, or all where no tag is given; several only if they are for several platforms."""
         found = tuple(one for one in self.index.manifests if not tag or tag in _names_of(one))
+        # A document beside an image, such as its signature, does not make the choice ambiguous.
+        found = tuple(one for one in found if not one.is_artifact) or found
         if not found:
             wanted = f"no image {tag[:200]!r}" if tag else "no image at all"
             raise NotFoundError(f"{self.name} holds {wanted}.", hint=self._tags_hint())

@@ -1,7 +1,7 @@
 """Writing OCI image layouts: a directory, or a tar that is the same bytes for the same images.
 
-Blobs first, `index.json` last and by rename: a reader sees the old images or the new one too. Several processes may
-write into one directory. A writer may be used from several threads.
+Blobs are written first, `index.json` last and by rename: a reader sees the old images, or the old ones and the new one.
+Several processes may write into one directory. Several threads may use one writer.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from pathlib import Path
 from mica.files import mapped_os_errors, owned_fd, replace_file, sync_directory, write_all
 from mica.oci.blobdigest import blob_digest, is_digest
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES
-from mica.oci.layerstream import READ_SIZE, Readable
+from mica.oci.layerstream import READ_SIZE
 from mica.oci.layout import INDEX_NAME, MARKER, MARKER_NAME, DirectoryFiles, blob_name, layout_in_tar, tag_of
 from mica.oci.models import REF_NAME, Descriptor, Index, format_index, parse_index
 from mica.oci.platforms import Platform
 from mica.oci.tarindex import TarIndex, open_tar
+from mica.streams import Readable
 
 _BLOB_PREFIX = "blobs/"
 
@@ -64,7 +65,7 @@ class LayoutWriter:
         return Descriptor(media_type, digest, size)
 
     def put_image(self, manifest: Descriptor, *, tag: str = "", platform: Platform | None = None) -> None:
-        """List a stored manifest or index. It takes a tag from whichever image had it; the others stay."""
+        """List a stored manifest or index. Another image that had its tag loses it; the others stay."""
         annotations = dict(manifest.annotations) | ({REF_NAME: tag} if tag else {})
         entry = dataclasses.replace(manifest, annotations=annotations, platform=platform or manifest.platform)
         with mapped_os_errors(f"write the image layout {self._path}"):
@@ -105,7 +106,7 @@ def _copy_hashed(stream: Readable, path: Path) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def open_layout_archive_writer(path: Path) -> Iterator[LayoutWriter]:
-    """Add images to an OCI archive, which appears, or is replaced, at the end of the block and not after an exception.
+    """Add images to an OCI archive. It appears, or is replaced, at the end of the block, but not after an exception.
 
     Needs room for the archive a second time, in its directory.
     """
@@ -125,7 +126,7 @@ def open_layout_archive_writer(path: Path) -> Iterator[LayoutWriter]:
 
 
 def _unpack(index: TarIndex, staging: Path) -> None:
-    """The index and the blobs it has a use for; only names made of digests become paths."""
+    """The index and the blobs that it refers to; only names made of digests become paths."""
     layout = layout_in_tar(index)
     (staging / INDEX_NAME).write_bytes(layout.index.raw)
     for name in index.places:

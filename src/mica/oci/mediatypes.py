@@ -29,6 +29,7 @@ FOREIGN_LAYERS = frozenset(
         *(f"{DOCKER_FOREIGN_LAYER}{suffix}" for suffix in ("", ".gzip")),
     }
 )
+LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 LAYERS = FOREIGN_LAYERS | {
     OCI_LAYER,
     OCI_LAYER_GZIP,

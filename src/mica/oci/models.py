@@ -1,7 +1,7 @@
 """Image documents as values: descriptor, index, manifest, configuration. Bytes in, frozen values out; any thread.
 
-Documents come from registries and archives: anything that is not one is refused by UserError with its name in the
-sentence. The bytes are kept: what is written again is what was read, member for member.
+Documents come from registries and archives: a malformed one is refused by a UserError that names it. The bytes are
+kept, so that a document is written as it was read, member for member.
 """
 
 import json
@@ -18,6 +18,8 @@ from mica.oci.platforms import Platform
 REF_NAME = "org.opencontainers.image.ref.name"
 # containerd writes the whole name beside the tag.
 CONTAINERD_NAME = "io.containerd.image.name"
+# Builders list attestations among the images as platform unknown/unknown.
+_UNKNOWN_OS = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,13 @@ class Descriptor:
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
     urls: tuple[str, ...] = ()
+    artifact_type: str = ""
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it states that it is not an image but an attestation, a signature, a list of materials or a chart."""
+        is_attestation = self.platform is not None and self.platform.os == _UNKNOWN_OS
+        return is_attestation or self.artifact_type not in {"", *mediatypes.CONFIGS}
 
     @property
     def is_foreign(self) -> bool:
@@ -45,6 +54,8 @@ class Descriptor:
         if self.platform is not None:
             variant = {"variant": self.platform.variant} if self.platform.variant else {}
             members["platform"] = {"architecture": self.platform.architecture, "os": self.platform.os} | variant
+        if self.artifact_type:
+            members["artifactType"] = self.artifact_type
         return members
 
 
@@ -71,7 +82,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """How a layer, or a change without one, came to be."""
+    """How a layer, or a change without a layer, was made."""
 
     created: str = ""
     created_by: str = ""
@@ -82,7 +93,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What a container of the image starts as, and the digests of its layers unpacked. `raw` is the whole document."""
+    """How a container of the image starts, and the digests of its unpacked layers. `raw` is the whole document."""
 
     raw: bytes = field(repr=False)
     os: str
@@ -120,11 +131,13 @@ def parse_descriptor(fields: Fields) -> Descriptor:
         platform=_parse_platform(platform) if "platform" in fields else None,
         annotations=fields.text_map("annotations"),
         urls=fields.texts("urls"),
+        artifact_type=fields.text("artifactType"),
     )
 
 
-def _parse_platform(fields: Fields) -> Platform:
-    return Platform(fields.text("os"), fields.text("architecture"), fields.text("variant"))
+def _parse_platform(fields: Fields) -> Platform | None:
+    """None if it states too little for a choice."""
+    return Platform(fields.text("os"), fields.text("architecture"), fields.text("variant")).stated
 
 
 def parse_index(data: bytes, *, what: str) -> Index:
@@ -144,7 +157,7 @@ def parse_manifest(data: bytes, *, what: str) -> Manifest:
 
 
 def parse_image_document(data: bytes, *, media_type: str = "", what: str) -> Index | Manifest:
-    """Read what a name points at, whichever it is.
+    """Read the manifest or index that a name points at.
 
     The members decide and the media types must agree with them: a document that could be both was used to show two
     readers two images under one digest (CVE-2021-41190).
@@ -175,7 +188,7 @@ def parse_config(data: bytes, *, what: str) -> ImageConfig:
         os=document.text("os", "linux"),
         architecture=document.text("architecture"),
         variant=document.text("variant"),
-        diff_ids=tuple(checked_digest(one, what=f"rootfs of {what}") for one in diff_ids),
+        diff_ids=tuple(checked_digest(one, what=rootfs.what) for one in diff_ids),
         history=tuple(_parse_history(one) for one in document.objects("history")),
         env=run.texts("Env"),
         entrypoint=run.text_or_texts("Entrypoint"),
@@ -201,7 +214,7 @@ def _parse_history(fields: Fields) -> HistoryEntry:
 
 
 def format_document(members: Mapping[str, Any]) -> bytes:
-    """A document in one spelling: the same value is always the same bytes, so it has one digest."""
+    """A document in its one spelling: the same value always gives the same bytes, and so the same digest."""
     return json.dumps(members, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -218,7 +231,7 @@ def format_index(manifests: tuple[Descriptor, ...], **extra: Any) -> bytes:
 
 
 def check_document(data: bytes, descriptor: Descriptor, *, what: str) -> bytes:
-    """The data itself, if it is what the descriptor points at. Raises IntegrityError."""
+    """The data, if it has the descriptor's size and digest. Raises IntegrityError."""
     if len(data) != descriptor.size:
         raise IntegrityError(f"{what} has {len(data)} bytes instead of {descriptor.size}.")
     if not matches_digest(data, descriptor.digest):

@@ -19,13 +19,16 @@ _ARCHITECTURES = {
     "i686": "386",
     "loongarch64": "loong64",
 }
-# What a name without a variant means: runs on every amd64 (v1) and arm64 (v8); 32-bit ARM names mean v7.
+# Meaning of a name without a variant: amd64 is v1 and arm64 is v8, which every such processor runs; arm is v7.
 _DEFAULT_VARIANTS = {"amd64": 1, "arm64": 8, "arm": 7}
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """An operating system and a processor, named as Go names them; no variant is the usual one."""
+    """An operating system and a processor with Go's names; without a variant it is the usual one.
+
+    Configurations of hand-made images name neither, or no architecture: they do not state a platform.
+    """
 
     os: str
     architecture: str
@@ -33,7 +36,7 @@ class Platform:
 
     @property
     def text(self) -> str:
-        return f"{self.os}/{self.architecture}" + (f"/{self.variant}" if self.variant else "")
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part) or "no platform"
 
     def __str__(self) -> str:
         return self.text
@@ -46,6 +49,16 @@ class Platform:
         if digits.isascii() and digits.isdecimal() and len(digits) < 4:
             return int(digits)
         return _DEFAULT_VARIANTS.get(self.architecture, 0)
+
+    @property
+    def stated(self) -> "Platform | None":
+        """The platform itself if there is one."""
+        return self if self.os and self.architecture else None
+
+    def suits(self, wanted: "Platform") -> bool:
+        """Whether an image with this in its configuration is one for a platform. A part that it leaves out fits any."""
+        pairs = ((self.os, wanted.os), (self.architecture, wanted.architecture))
+        return all(not own or own == other for own, other in pairs)
 
     def runs(self, other: "Platform") -> bool:
         """Whether an image made for the other platform runs here."""
@@ -68,5 +81,5 @@ class Platform:
 
 
 def best_platform(wanted: Platform, offered: Iterable[Platform]) -> Platform | None:
-    """The most capable of those that run; None where none does."""
+    """The most capable platform of those that run here; None if none does."""
     return max((one for one in offered if wanted.runs(one)), key=lambda one: one.level, default=None)

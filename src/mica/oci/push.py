@@ -1,8 +1,8 @@
 """Pushing to registries: blobs first, each only if it is missing, then the manifest, then the tag.
 
-A `RegistryWriter` takes the same calls as a `LayoutWriter`; `copy_image` moves a whole image. A blob goes up in one
-request if it is small, else in chunks, each of which is sent again if the connection breaks; a chunk in memory is all
-that a push needs. Any thread.
+A `RegistryWriter` takes the same calls as a `LayoutWriter`; `copy_image` moves a whole image. A small blob goes up in
+one request, a large one in chunks. A chunk is sent again if the connection breaks, so a push keeps one chunk in memory.
+Any thread.
 """
 
 import contextlib
@@ -18,16 +18,17 @@ import urllib3
 from mica.errors import IntegrityError, TemporaryError, UserError
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest, finished_digest, new_blob_hasher
-from mica.oci.documents import DOCUMENT_LIMIT_BYTES, Fields, parse_document
+from mica.oci.documents import DOCUMENT_LIMIT_BYTES
 from mica.oci.endpoints import Use
 from mica.oci.image import Image, PlatformImage
-from mica.oci.layerstream import Readable
 from mica.oci.models import Descriptor, format_index
+from mica.oci.origins import parse_origin
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.oci.registry import RegistryClient
-from mica.oci.session import RegistryRequest, refusal
+from mica.oci.session import RegistryRequest
 from mica.oci.transport import UnreachableError, discard, read_body
+from mica.streams import Readable
 
 CHUNK_BYTES = 8 << 20
 _CHUNK_TRIES = 5
@@ -60,7 +61,7 @@ class RegistryWriter:
     def put_image(
         self, manifest: Descriptor, *, tag: str = "", platform: Platform | None = None, data: bytes | None = None
     ) -> None:
-        """Give a stored manifest a tag; `data` saves asking for it."""
+        """Give a stored manifest a tag; with `data` it is not asked for."""
         del platform
         if data is None:
             data = self._stored_manifest(manifest)
@@ -69,9 +70,9 @@ class RegistryWriter:
     def has_blob(self, descriptor: Descriptor) -> bool:
         what = f"blob {descriptor.digest} of {self._reference}"
         response = self._send("HEAD", f"blobs/{descriptor.digest}", what=what)
+        if response.status not in {200, 404, 405, 501}:
+            raise self._session.refusal(response, self._reference, what=what, doing="write")
         discard(response)
-        if response.status not in {200, 404}:
-            raise refusal(response.status, self._reference, what=what, doing="write")
         return response.status == 200
 
     def copy_blob(self, descriptor: Descriptor, open_blob: OpenBlob, *, mount_from: str = "") -> bool:
@@ -95,8 +96,8 @@ class RegistryWriter:
         what = f"blob {descriptor.digest} of {self._reference}"
         query = f"?{urlencode({'mount': descriptor.digest, 'from': mount_from})}" if mount_from else ""
         response = self._send("POST", f"blobs/uploads/{query}", what=what, headers={"Content-Length": "0"}, body=b"")
-        discard(response)
         if response.status == 201:
+            discard(response)
             return False
         location = self._location(response, "", {202}, what=what)
         hasher = new_blob_hasher(descriptor.digest)
@@ -125,7 +126,6 @@ class RegistryWriter:
                 response = self._send(
                     "PATCH", location, what=what, headers=headers, body=data[start - offset :], attempts=1
                 )
-                discard(response)
                 return self._location(response, location, {202, 201, 204}, what=what)
             except TemporaryError:
                 if attempt == _CHUNK_TRIES:
@@ -135,14 +135,13 @@ class RegistryWriter:
             if known == end:
                 return location
             if not offset <= known < end:
-                raise TemporaryError(f"{self._reference.registry} lost a part of {what} on its way.")
+                raise TemporaryError(f"{self._reference.registry} lost a part of {what} during the upload.")
             start = known
         raise AssertionError("the last try returns or raises")
 
     def _progress(self, location: str, *, what: str) -> tuple[str, int]:
         """Where an upload goes on, and how many bytes the registry has."""
         response = self._send("GET", location, what=what)
-        discard(response)
         location = self._location(response, location, {204, 202}, what=what)
         match = _RANGE.fullmatch(response.headers.get("Range", ""))
         # Docker's registry says 0-0 for nothing as well as for one byte; nothing is what occurs.
@@ -156,42 +155,49 @@ class RegistryWriter:
                 response = self._send("PUT", url, what=what, headers=_BINARY, body=data, attempts=1)
                 break
             except UnreachableError:
-                # The answer may have got lost, and not the request. Data that may have half arrived is not sent again.
+                # Perhaps only the answer was lost. Data of which a part may have arrived is not sent again.
                 if self.has_blob(descriptor):
                     return
                 if data or is_last:
                     raise
-        discard(response)
         if response.status not in {201, 204}:
-            raise refusal(response.status, self._reference, what=what, doing="write")
+            raise self._session.refusal(response, self._reference, what=what, doing="write")
+        discard(response)
 
     def _put_manifest(self, descriptor: Descriptor, data: bytes, version: str) -> None:
         what = f"the manifest {version} of {self._reference.name}"
         headers = {"Content-Type": descriptor.media_type}
         response = self._send("PUT", f"manifests/{version}", what=what, headers=headers, body=data)
-        if response.status in {200, 201, 202}:
-            discard(response)
-            return
-        raise _refused_manifest(response, self._reference, what=what)
+        if response.status not in {200, 201, 202}:
+            raise self._session.refusal(response, self._reference, what=what, doing="write")
+        discard(response)
 
     def _stored_manifest(self, manifest: Descriptor) -> bytes:
         what = f"the manifest {manifest.digest} of {self._reference.name}"
         headers = {"Accept": manifest.media_type}
         response = self._send("GET", f"manifests/{manifest.digest}", what=what, headers=headers)
         if response.status != 200:
-            discard(response)
-            raise refusal(response.status, self._reference, what=what)
+            raise self._session.refusal(response, self._reference, what=what)
         return read_body(response, DOCUMENT_LIMIT_BYTES, host=self._reference.registry, what=what)
 
     def _location(self, response: urllib3.BaseHTTPResponse, base: str, good: set[int], *, what: str) -> str:
         if response.status not in good:
-            raise refusal(response.status, self._reference, what=what, doing="write")
+            raise self._session.refusal(response, self._reference, what=what, doing="write")
+        discard(response)
         location = response.headers.get("Location", "")
-        url = urljoin(base or self._endpoint.api, location) if location else base
+        url = self._joined(base or self._endpoint.api, location, what=what) if location else base
         if not url:
             raise UserError(f"{self._reference.registry} does not say where to send {what}.")
         if self._endpoint.api.startswith("https:") and not url.startswith("https:"):
             raise UserError(f"{self._reference.registry} wants {what} in plain HTTP, which is refused.")
+        return url
+
+    def _joined(self, base: str, location: str, *, what: str) -> str:
+        try:
+            url = urljoin(base, location)
+            parse_origin(url, what=what)
+        except (ValueError, UserError) as error:
+            raise UserError(f"{self._reference.registry} sends {what} to no web address.") from error
         return url
 
     def _send(
@@ -230,7 +236,7 @@ def copy_images(images: Sequence[PlatformImage], client: RegistryClient, target:
     manifests = []
     for one in images:
         by_digest = Reference(target.registry, target.repository, None, one.image.manifest_digest)
-        manifests.append(dataclasses.replace(copy_image(one.image, client, by_digest), platform=one.platform))
+        manifests.append(dataclasses.replace(copy_image(one.image, client, by_digest), platform=one.platform.stated))
     writer = RegistryWriter(client, target)
     index = writer.put_blob(format_index(tuple(manifests)), mediatypes.OCI_INDEX)
     writer.put_image(index, tag=target.version)
@@ -261,23 +267,3 @@ def _read_chunk(stream: Readable, size: int) -> bytes:
         parts.append(data)
         size -= len(data)
     return b"".join(parts)
-
-
-def _refused_manifest(response: urllib3.BaseHTTPResponse, reference: Reference, *, what: str) -> UserError:
-    """A registry that does not take a manifest mostly says why."""
-    status = response.status
-    if status in {401, 403, 404}:
-        discard(response)
-        return refusal(status, reference, what=what, doing="write")
-    data = read_body(response, DOCUMENT_LIMIT_BYTES, host=reference.registry, what=what)
-    return UserError(f"{reference.registry} refuses {what} with HTTP {status}{_reason(data)}.")
-
-
-def _reason(data: bytes) -> str:
-    try:
-        errors: list[Fields] = parse_document(data, what="the answer").objects("errors")
-        reasons = [one.text("message") or one.text("code") for one in errors]
-    except UserError:
-        return ""
-    shown = "; ".join(reason for reason in reasons if reason)[:200]
-    return f": {shown}" if shown.isprintable() and shown else ""

@@ -1,12 +1,11 @@
-"""Pulling from registries: the OCI distribution protocol, version 2. Why an own client: docs/adr/0003.
+"""Pulling from registries: the OCI distribution protocol, version 2. docs/adr/0002 says why mica has its own client.
 
-`RegistryClient` may be used from several threads, as the session below it may.
+Several threads may use one `RegistryClient`, and the session below it.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode
 
 import urllib3
 
@@ -14,19 +13,21 @@ from mica.errors import IntegrityError, NotFoundError, UserError
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest, is_digest, matches_digest
 from mica.oci.blobstream import BlobStream
-from mica.oci.choice import ImageChoice, every_of_document
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES, parse_document
-from mica.oci.endpoints import Use
-from mica.oci.image import Image, open_document
-from mica.oci.layerstream import Readable
+from mica.oci.endpoints import Endpoint, Use
+from mica.oci.image import Image, ImageChoice, every_of_document, open_document
 from mica.oci.models import Descriptor, Index, Manifest, check_document, parse_image_document
+from mica.oci.nextpage import next_page
 from mica.oci.platforms import Platform
-from mica.oci.reference import Reference
+from mica.oci.reference import Reference, is_tag
 from mica.oci.session import RegistryOptions, RegistryRequest, RegistrySession
 from mica.oci.transport import discard, read_body
+from mica.streams import Readable
 
 _TAG_LIMIT = 100_000
 _TAG_PAGE = 1000
+_TAG_PAGE_LIMIT = 5000
+"""Registries send 50 and more tags a page, even if fewer are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class RegistryClient:
         return self.choice(reference).one(platform)
 
     def choice(self, reference: Reference) -> ImageChoice:
-        """All that a name stands for. It reads through this client, which must stay open."""
+        """All images that a name stands for. They are read through this client, which must stay open."""
         document = self.manifest(reference)
         reader = _Repository(self, reference)
         name = reference.text
@@ -73,7 +74,7 @@ class RegistryClient:
         )
 
     def manifest(self, reference: Reference) -> Index | Manifest:
-        """What a tag or digest points at, verified against the digest where there is one."""
+        """The manifest or index that a tag or digest points at, verified against the digest if there is one."""
         what = f"the manifest of {reference}"
         data, media_type, stated = self._get_manifest(reference, reference.version, what=what)
         digest = reference.digest or (stated if is_digest(stated) else blob_digest(data))
@@ -87,26 +88,32 @@ class RegistryClient:
         return check_document(data, descriptor, what=what)
 
     def tags(self, reference: Reference) -> list[str]:
-        """All tags of a repository, in the registry's order."""
+        """All tags of a repository, in the registry's order. Raises UserError if there are too many to list."""
+        return self.session.ask_itself(reference, Use.RESOLVE, lambda endpoint: self._tags_at(endpoint, reference))
+
+    def _tags_at(self, endpoint: Endpoint, reference: Reference) -> list[str]:
+        what = f"the tags of {reference.name}"
+        address = self.session.address(endpoint, reference, f"tags/list?n={_TAG_PAGE}")
         found: list[str] = []
-        query = {"n": str(_TAG_PAGE)}
-        while True:
-            what = f"the tags of {reference.name}"
-            response = self._get(reference, f"tags/list?{urlencode(query)}", {}, what=what, use=Use.RESOLVE)
-            has_more = "rel" in response.headers.get("Link", "")
-            data = read_body(response, DOCUMENT_LIMIT_BYTES, host=reference.registry, what=what)
+        asked: set[str] = set()
+        while address:
+            if address in asked or len(asked) == _TAG_PAGE_LIMIT:
+                raise UserError(f"{endpoint.host} sends {what} without end.")
+            asked.add(address)
+            response = self.session.send(endpoint, reference, RegistryRequest(Use.RESOLVE, address, what))
+            self.session.checked(response, reference, what=what)
+            link = response.headers.get("Link", "")
+            data = read_body(response, DOCUMENT_LIMIT_BYTES, host=endpoint.host, what=what)
             page = parse_document(data, what=f"The list of tags of {reference.name}").texts("tags")
-            found += page
-            # The next page begins behind the last tag; a list that stands still would never end.
-            if not has_more or not page or query.get("last") == page[-1]:
-                return found
+            found += filter(is_tag, page)
             if len(found) > _TAG_LIMIT:
                 raise UserError(f"{reference.name} has more than {_TAG_LIMIT} tags.")
-            query["last"] = page[-1]
+            address = next_page(link, address)
+        return found
 
     @contextlib.contextmanager
     def open_blob(self, reference: Reference, descriptor: Descriptor) -> Iterator[Readable]:
-        """The stored bytes of a blob, as many as the descriptor says, not verified against its digest."""
+        """The stored bytes of a blob. Their number is checked against the descriptor, their digest is not."""
         what = f"blob {descriptor.digest} of {reference}"
 
         def fetch(offset: int) -> urllib3.BaseHTTPResponse:
@@ -129,12 +136,17 @@ class RegistryClient:
             yield stream
 
     def digest_of(self, reference: Reference) -> str:
-        """What a tag points at now, without fetching it where the registry says so."""
+        """The digest that a tag points at now. It is not fetched if the registry answers HEAD."""
         what = f"the manifest of {reference}"
         request = RegistryRequest(
             Use.RESOLVE, f"manifests/{reference.version}", what, "HEAD", {"Accept": ", ".join(mediatypes.ACCEPTED)}
         )
-        response = self.session.fetch(reference, request)
+        try:
+            response = self.session.fetch(reference, request)
+        except UserError:
+            # Some registries, and proxies in front of them, do not know HEAD and answer with all kinds of statuses. If
+            # the image is missing, GET gives the reason too.
+            return blob_digest(self.manifest(reference).raw)
         stated = response.headers.get("Docker-Content-Digest", "")
         discard(response)
         return stated if is_digest(stated) else blob_digest(self.manifest(reference).raw)
@@ -156,7 +168,7 @@ class RegistryClient:
     def _get_foreign(
         self, descriptor: Descriptor, headers: Mapping[str, str], *, what: str
     ) -> urllib3.BaseHTTPResponse:
-        """A layer that its manifest says to be elsewhere: HTTPS only, and never with a login."""
+        """A layer that is elsewhere according to its manifest: HTTPS only, and never with a login."""
         for url in descriptor.urls:
             if url.startswith("https://"):
                 return self.session.fetch_elsewhere(url, headers, what=what)

@@ -1,29 +1,36 @@
 """HTTP to registries: time-outs, retries with back-off, redirects. Knows no image and no token; any thread.
 
-A redirect to another origin is followed without Authorization, and never from HTTPS to HTTP. Foreign exceptions
-become ours here; messages name hosts and never whole URLs, because storage back ends sign them.
+Secrets belong to the origin that a request goes to (docs/design/converting.md). A redirect to another origin is
+followed without them and without the client certificate, never from HTTPS to HTTP; if that origin asks for a login, the
+request fails. This module maps urllib3's exceptions to mica's. Messages name hosts and never whole URLs, because URLs
+of storage back ends have signatures.
 """
 
 import contextlib
 import email.utils
+import re
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin
 
 import urllib3
 
 from mica.errors import TemporaryError, UserError
+from mica.oci.origins import host_of, is_local, parse_origin
+from mica.oci.proxies import NO_PROXIES, Proxies
+from mica.oci.refusalreasons import parse_reason, told
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECT_LIMIT = 5
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _POOL_SIZE = 16
 _ERROR_BODY_LIMIT = 64 << 10
+_TUNNEL_STATUS = re.compile(r"Tunnel connection failed: (\d{3})")
+_NO_HEADERS: Mapping[str, str] = {}
 USER_AGENT = "mica"
 
 
@@ -33,7 +40,7 @@ class TransportOptions:
 
     insecure: bool = False
     ca_file: Path | None = None
-    proxy_url: str = field(default="", repr=False)
+    proxies: Proxies = NO_PROXIES
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     attempts: int = 4
@@ -43,24 +50,21 @@ class TransportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whose certificates a server may have, besides those of the whole transport, and the one we show it."""
+    """CAs of a server besides those of the whole transport, and the client certificate for it."""
 
     ca_files: tuple[Path, ...] = ()
     client_certificate: Path | None = None
     client_key: Path | None = None
     is_verified: bool = True
 
+    @property
+    def elsewhere(self) -> "Trust":
+        """For another server that this one leads to: the site's CAs count there, the client certificate is not sent."""
+        return Trust(self.ca_files)
+
 
 USUAL_TRUST = Trust()
 NO_TRUST = Trust(is_verified=False)
-
-
-class Origin(NamedTuple):
-    """What a header with a secret in it is for."""
-
-    scheme: str
-    host: str
-    port: int
 
 
 class UnreachableError(TemporaryError):
@@ -72,17 +76,17 @@ class Transport:
 
     def __init__(self, options: TransportOptions) -> None:
         self.options = options
-        self._pools: dict[Trust, urllib3.PoolManager] = {}
+        self._pools: dict[tuple[Trust, str], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
         for pool in self._pools.values():
             pool.clear()
 
-    def answers(self, url: str) -> bool:
-        """Whether anything at all answers HTTP there, of which no certificate is asked. One attempt."""
+    def answers(self, url: str, trust: Trust) -> bool:
+        """Whether anything at all answers HTTP there. One attempt."""
         try:
-            discard(self._attempt("GET", url, {}, None, what="its version", trust=NO_TRUST))
+            discard(self._attempt("GET", url, {}, None, what="its version", trust=trust))
         except UnreachableError:
             return False
         return True
@@ -95,42 +99,53 @@ class Transport:
         *,
         what: str,
         body: bytes | None = None,
+        secrets: Mapping[str, str] = _NO_HEADERS,
         trust: Trust = USUAL_TRUST,
         attempts: int = 0,
     ) -> urllib3.BaseHTTPResponse:
-        """The answer that is neither a redirect nor an overloaded server; the caller reads and closes it.
+        """The answer after redirects and after retries of an overloaded server; the caller reads and closes it.
 
-        Only GET and HEAD are redirected. `attempts` instead of the usual number of them, where it matters that the
-        same request is not sent twice. Raises TemporaryError after the last attempt.
+        Only GET and HEAD are redirected. `secrets` are headers for the origin of the URL alone; an answer 401 comes
+        from there too. `attempts` replaces the usual number, for requests that must not be sent twice. Raises
+        TemporaryError after the last attempt.
         """
+        origin = parse_origin(url, what=what)
+        asked = url
         for _ in range(_REDIRECT_LIMIT + 1):
+            sent = {**headers, **secrets}
             response = self._attempt_all(
-                method, url, headers, body, what=what, trust=trust, attempts=attempts or self.options.attempts
+                method, url, sent, body, what=what, trust=trust, attempts=attempts or self.options.attempts
             )
+            if response.status == 401 and parse_origin(url, what=what) != origin:
+                discard(response)
+                raise login_elsewhere(host_of(asked), host_of(url), what=what)
             location = response.headers.get("Location", "")
             if response.status not in _REDIRECTS or not location or method not in {"GET", "HEAD"}:
                 return response
             discard(response)
             target = self._redirected(url, location, what=what)
-            if parse_origin(target, what=what) != parse_origin(url, what=what):
-                headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
-                trust = NO_TRUST if self.options.insecure else USUAL_TRUST
+            if parse_origin(target, what=what) != origin:
+                secrets, trust = _NO_HEADERS, self.trust_elsewhere(trust, target)
             url = target
-        raise UserError(f"{_host(url)} redirects without end for {what}.")
+        raise UserError(f"{host_of(url)} redirects without end for {what}.")
 
     def get(
         self, url: str, headers: Mapping[str, str], *, what: str, trust: Trust = USUAL_TRUST
     ) -> urllib3.BaseHTTPResponse:
         return self.send("GET", url, headers, what=what, trust=trust)
 
+    def trust_elsewhere(self, trust: Trust, url: str) -> Trust:
+        """The trust in the server of a URL that a server with `trust` leads to."""
+        return NO_TRUST if self.options.insecure or is_local(host_of(url)) else trust.elsewhere
+
     def _redirected(self, url: str, location: str, *, what: str) -> str:
         try:
             target = urljoin(url, location)
         except ValueError as error:
-            raise UserError(f"{_host(url)} redirects {what} to no address.") from error
-        origin = parse_origin(target, what=what)
-        if url.startswith("https:") and origin.scheme != "https" and not self.options.insecure:
-            raise UserError(f"{_host(url)} redirects {what} to plain HTTP, which is refused.")
+            raise UserError(f"{host_of(url)} redirects {what} to no address.") from error
+        old, new = parse_origin(url, what=what), parse_origin(target, what=what)
+        if old.scheme == "https" and new.scheme != "https" and not self.options.insecure:
+            raise UserError(f"{host_of(url)} redirects {what} to plain HTTP, which is refused.")
         return target
 
     def _attempt_all(
@@ -156,10 +171,9 @@ class Transport:
                 if response.status not in _RETRIED:
                     return response
                 asked_s = _retry_after_s(response.headers.get("Retry-After", ""))
-                status = response.status
-                discard(response)
+                status, reason = response.status, read_reason(response)
                 if is_last or asked_s > self.options.longest_wait_s:
-                    raise _overloaded(_host(url), status, asked_s, what=what)
+                    raise _overloaded(host_of(url), status, asked_s, what=what, reason=reason)
                 wait_s = max(wait_s, asked_s)
             time.sleep(min(wait_s, self.options.longest_wait_s))
         raise AssertionError("a transport makes at least one attempt")
@@ -169,8 +183,10 @@ class Transport:
     ) -> urllib3.BaseHTTPResponse:
         timeout = urllib3.Timeout(connect=self.options.connect_timeout_s, read=self.options.read_timeout_s)
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"} | dict(headers)
+        proxy = self.options.proxies.proxy_of(url)
+        way = f"{host_of(url)} through {host_of(proxy)}" if proxy else host_of(url)
         try:
-            return self._pool(trust).request(
+            response = self._pool(trust, proxy).request(
                 method,
                 url,
                 body=body,
@@ -182,19 +198,28 @@ class Transport:
                 decode_content=False,
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise explained_http_error(error, _host(url), what=what) from error
+            raise explained_http_error(error, way, what=what) from error
+        if response.status == 407:
+            discard(response)
+            raise _proxy_login(way, what=what)
+        return response
 
-    def _pool(self, trust: Trust) -> urllib3.PoolManager:
+    def _pool(self, trust: Trust, proxy: str) -> urllib3.PoolManager:
         with self._lock:
-            if trust not in self._pools:
-                self._pools[trust] = self._new_pool(trust)
-            return self._pools[trust]
+            if (trust, proxy) not in self._pools:
+                self._pools[trust, proxy] = self._new_pool(trust, proxy)
+            return self._pools[trust, proxy]
 
-    def _new_pool(self, trust: Trust) -> urllib3.PoolManager:
+    def _new_pool(self, trust: Trust, proxy: str) -> urllib3.PoolManager:
         context = self._context(trust)
-        if self.options.proxy_url:
-            return urllib3.ProxyManager(self.options.proxy_url, maxsize=_POOL_SIZE, ssl_context=context)
-        return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
+        if not proxy:
+            return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
+        auth = urllib3.util.parse_url(proxy).auth
+        headers = urllib3.make_headers(proxy_basic_auth=unquote(auth)) if auth else {}
+        return urllib3.ProxyManager(
+            proxy, proxy_headers=headers, maxsize=_POOL_SIZE, ssl_context=context,
+            proxy_ssl_context=self._context(USUAL_TRUST),
+        )  # fmt: skip
 
     def _context(self, trust: Trust) -> ssl.SSLContext:
         ca_file = self.options.ca_file
@@ -240,7 +265,7 @@ def read_body(response: urllib3.BaseHTTPResponse, limit_bytes: int, *, host: str
 
 
 def discard(response: urllib3.BaseHTTPResponse) -> None:
-    """Have done with an answer, keeping the connection where its body is small."""
+    """Finish an answer, and keep the connection if the body is small."""
     try:
         if int(response.headers.get("Content-Length") or _ERROR_BODY_LIMIT) < _ERROR_BODY_LIMIT:
             response.read(_ERROR_BODY_LIMIT)
@@ -252,19 +277,19 @@ def discard(response: urllib3.BaseHTTPResponse) -> None:
         response.close()
 
 
-def parse_origin(url: str, *, what: str) -> Origin:
+def read_reason(response: urllib3.BaseHTTPResponse) -> str:
+    """The reason that an answer gives for its failure; empty if it gives none. The answer is then finished."""
+    data = b""
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UserError(f"A registry redirects {what} to no web address.")
-    return Origin(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80))
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]
+        data = response.read(_ERROR_BODY_LIMIT)
+        if len(data) < _ERROR_BODY_LIMIT:
+            response.release_conn()
+    except (urllib3.exceptions.HTTPError, OSError):
+        # The refusal itself has arrived: its status counts without the reason.
+        data = b""
+    finally:
+        response.close()
+    return parse_reason(data)
 
 
 def _retry_after_s(text: str) -> float:
@@ -277,16 +302,31 @@ def _retry_after_s(text: str) -> float:
         return 0.0
 
 
-def _overloaded(host: str, status: int, asked_s: float, *, what: str) -> TemporaryError:
-    reason = "allows no more requests for now" if status == 429 else "is in trouble"
+def login_elsewhere(asked: str, host: str, *, what: str) -> UserError:
+    """For a server that another one led to, and that asks for a password. It never gets one."""
+    return UserError(
+        f"{asked} leads to {host} for {what}, which asks for a login; only the registry gets passwords.",
+        hint="The registry's storage or proxy is set up wrong, or an attacker wants the password.",
+    )
+
+
+def _overloaded(host: str, status: int, asked_s: float, *, what: str, reason: str) -> TemporaryError:
+    trouble = "allows no more requests for now" if status == 429 else "is in trouble"
     hint = f"It asks to wait {asked_s:.0f} s." if asked_s else ""
     if status == 429 and not hint:
-        hint = "Log in: registries allow known users more."
-    return TemporaryError(f"{host} {reason} and does not send {what} (HTTP {status}).", hint=hint)
+        hint = "Log in: registries allow more requests to known users."
+    return TemporaryError(f"{host} {trouble} and does not send {what} (HTTP {status}){told(reason)}.", hint=hint)
+
+
+def _proxy_login(way: str, *, what: str) -> UserError:
+    return UserError(
+        f"{way} could not be asked for {what}: the proxy asks for a login.",
+        hint="Give the proxy with a login: http://user:password@proxy.example.org:3128",
+    )
 
 
 def explained_http_error(error: Exception, host: str, *, what: str) -> TemporaryError | UserError:
-    """The border between urllib3's errors and ours."""
+    """The border where urllib3's errors become mica's."""
     errors = urllib3.exceptions
     if isinstance(error, errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return UserError(f"{host} has a certificate that is not trusted here.", hint="Name the right CA file.")
@@ -301,7 +341,10 @@ def explained_http_error(error: Exception, host: str, *, what: str) -> Temporary
     elif isinstance(error, errors.SSLError):
         reason = "no TLS"
     elif isinstance(error, errors.ProxyError):
-        reason = "the proxy does not answer"
+        tunnel = _TUNNEL_STATUS.search(str(error.original_error))
+        if tunnel is not None and tunnel[1] == "407":
+            return _proxy_login(host, what=what)
+        reason = "the proxy does not answer" if tunnel is None else f"the proxy answers HTTP {tunnel[1]}"
     else:
         reason = "the connection broke off"
     return UnreachableError(f"{host} could not be asked for {what}: {reason}.")

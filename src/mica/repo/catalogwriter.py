@@ -1,9 +1,10 @@
 """Catalogs, writing: rows of one catalog file are added, replaced and removed, then the file is sealed.
 
-What depends on other rows (link counts of directories, sizes of hard link groups, the counters) is computed once, at
-`seal`. The same entries put in the same order give the same file, byte for byte. One thread.
+Values that depend on other rows (link counts of directories, sizes of hard link groups, the counters) are computed
+once, at `seal`. The same entries in the same order give the same file, byte for byte. One thread.
 """
 
+import contextlib
 import importlib.resources
 import os
 import sqlite3
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mica.digest import NULL_PATH_HASH, Digest, PathHash, path_hash
+from mica.errors import UserError
 from mica.repo.catalog import COUNTERS, SCHEMA, SCHEMA_REVISION, Catalog, NestedCatalog, Row, configured
 from mica.repo.entry import Chunk, Entry, Flag
 
@@ -29,6 +31,7 @@ INSERT OR REPLACE INTO catalog (md5path_1, md5path_2, parent_1, parent_2, hardli
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)
 """
 _INSERT_CHUNK = "INSERT INTO chunks (md5path_1, md5path_2, offset, size, hash) VALUES (?, ?, ?, ?, ?)"
+_INSERT_BIND = "INSERT OR REPLACE INTO bind_mountpoints (path, sha1, size) VALUES (CAST(? AS TEXT), ?, ?)"
 _INSERT_NESTED = "INSERT OR REPLACE INTO nested_catalogs (path, sha1, size) VALUES (CAST(? AS TEXT), ?, ?)"
 
 _COUNT_LINKS = """
@@ -41,23 +44,6 @@ _WRONG_GROUPS = """
 SELECT hardlinks >> 32 AS link_group, count(*) AS members FROM catalog WHERE hardlinks >> 32 > 0
 GROUP BY link_group HAVING members != max(hardlinks & 0xffffffff) OR members != min(hardlinks & 0xffffffff)
 """
-_S_IFMT = 0o170000
-_COUNT_ROWS = f"""
-SELECT
-    total(mode & {_S_IFMT} = 0x8000),
-    total(mode & {_S_IFMT} = 0xa000),
-    total(mode & {_S_IFMT} NOT IN (0x8000, 0xa000, 0x4000)),
-    total(mode & {_S_IFMT} = 0x4000),
-    (SELECT count(*) FROM nested_catalogs),
-    total(flags & 64 = 64),
-    (SELECT count(*) FROM chunks),
-    total(CASE WHEN mode & {_S_IFMT} = 0x8000 THEN size ELSE 0 END),
-    total(CASE WHEN flags & 64 THEN size ELSE 0 END),
-    total(xattr IS NOT NULL),
-    total(flags & 128 = 128),
-    total(CASE WHEN flags & 128 THEN size ELSE 0 END)
-FROM catalog
-"""  # noqa: S608 - constants only
 
 
 class Counters(NamedTuple):
@@ -79,7 +65,7 @@ def add_counts(counts: Iterable[Sequence[int]]) -> tuple[int, ...]:
 
 
 class Stamp(NamedTuple):
-    """What a commit writes into the properties of a catalog; `ttl_s` only into a root catalog."""
+    """Properties of a catalog that a commit writes; `ttl_s` only into a root catalog."""
 
     revision: int
     last_modified: int
@@ -88,7 +74,7 @@ class Stamp(NamedTuple):
 
 
 class Sealed(NamedTuple):
-    """What the parent of a finished catalog has to know: its counters, and its root entry with the final link count."""
+    """Facts of a finished catalog for its parent: its counters, and its root entry with the final link count."""
 
     counters: Counters
     root: Entry
@@ -102,16 +88,15 @@ class CatalogWriter:
         self._mountpoint = b""
         self._fresh = fresh
         self._connection = configured(connection)
+        # Not before the first table: it would leave another number of changes in the file.
         self._connection.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;"
-            "PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;"
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;"
         )
 
     @classmethod
     def create(cls, path: Path, mountpoint: bytes, root: Entry) -> "CatalogWriter":
         """A new catalog with its root row; an empty mountpoint makes a root catalog."""
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        connection = _connect(path, f"PRAGMA page_size = {_PAGE_BYTES};")
         connection.executescript(_SCHEMA_SQL)
         writer = cls(path, connection, fresh=True)
         writer._mountpoint = mountpoint
@@ -126,7 +111,7 @@ class CatalogWriter:
     @classmethod
     def edit(cls, path: Path, name: str) -> "CatalogWriter":
         """Change a copy of an existing catalog file, brought to the current schema revision first."""
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection = _connect(path)
         writer = cls(path, connection, fresh=False)
         catalog = writer.view(name)
         writer._mountpoint = catalog.root_prefix
@@ -156,33 +141,42 @@ class CatalogWriter:
     def forget_nested(self, path: bytes) -> None:
         self._connection.execute("DELETE FROM nested_catalogs WHERE path = CAST(? AS TEXT)", (path,))
 
+    def put_bind(self, bound: NestedCatalog) -> None:
+        self._connection.execute(_INSERT_BIND, (bound.path, bound.digest.text, bound.size))
+
     def forget_bind(self, path: bytes) -> None:
         self._connection.execute("DELETE FROM bind_mountpoints WHERE path = CAST(? AS TEXT)", (path,))
 
     def forget(self, path: bytes) -> None:
-        """Remove one row; what may be below it is the caller's business."""
+        """Remove one row. The caller removes the rows below it."""
         key = path_hash(path)
         self._forget_chunks(key)
         self._connection.execute("DELETE FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?", key)
+
+    def forget_rows(self, paths: Iterable[bytes]) -> None:
+        """Remove many rows that have no chunks, quickly."""
+        statement = "DELETE FROM catalog WHERE md5path_1 = ? AND md5path_2 = ?"
+        self._connection.executemany(statement, map(path_hash, paths))
 
     def next_group(self) -> int:
         (highest,) = self._connection.execute("SELECT coalesce(max(hardlinks >> 32), 0) FROM catalog").fetchone()
         return int(highest) + 1
 
     def view(self, name: str) -> Catalog:
-        """Read what was written so far. The view is invalid after `seal` and must not be closed."""
+        """A view of the rows so far. It is invalid after `seal` and must not be closed."""
         return Catalog(self._connection, name)
 
     def seal(self, stamp: Stamp, below: Sequence[int] = NO_COUNTS) -> Sealed:
-        """Compute what depends on other rows, write properties and counters, and close the file.
+        """Compute the values that depend on other rows, write properties and counters, and close the file.
 
-        `below` are the sums over the direct children catalogs of their own and subtree counters.
+        `below` has the sums of the own and subtree counters of the direct child catalogs.
         """
         self._connection.execute(_COUNT_LINKS)
         self._mend_groups()
-        root = self.view("(sealing)").find(self._mountpoint)
+        view = self.view("(sealing)")
+        root = view.find(self._mountpoint)
         assert root is not None, "every catalog has the row of its root"
-        counters = Counters(tuple(map(int, self._connection.execute(_COUNT_ROWS).fetchone())), tuple(below))
+        counters = Counters(view.count(), tuple(below))
         self._write_counters(counters)
         self._set_properties({"revision": str(stamp.revision), "last_modified": str(stamp.last_modified)})
         if stamp.previous is not None:
@@ -230,6 +224,40 @@ class CatalogWriter:
             if revision < introduced:
                 self._connection.execute(statement)
         self._set_properties({"schema": SCHEMA, "schema_revision": str(SCHEMA_REVISION)})
+
+
+class _Connection(sqlite3.Connection):
+    """The border to SQLite for writers: maps a full or failing disk to a UserError."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        with _explained_errors():
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        with _explained_errors():
+            return super().executemany(*arguments)
+
+    def executescript(self, *arguments: Any) -> sqlite3.Cursor:
+        with _explained_errors():
+            return super().executescript(*arguments)
+
+
+@contextlib.contextmanager
+def _explained_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        full = error.sqlite_errorcode in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+        hint = "Free some space in the repository's work directory; nothing was published." if full else ""
+        raise UserError(f"Cannot write a catalog: {error}.", hint=hint) from error
+
+
+def _connect(path: Path, first: str = "") -> sqlite3.Connection:
+    """The file is nobody's until it is sealed, so nothing is ever flushed to disk: not even the first table."""
+    with _explained_errors():
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=_Connection)
+    connection.executescript(f"{first} PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+    return connection
 
 
 def _row_values(row: tuple[bytes, Entry]) -> tuple[Any, ...]:

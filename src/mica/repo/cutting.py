@@ -1,42 +1,39 @@
 """Cutting large files: by content, as CernVM-FS does, and programs at fixed places (docs/format/objects.md, "Chunks").
 
-Readers accept any pieces that cover a file, so the rule is the publisher's. What is cut by content shares pieces with
-its next version even if something grew in it. Programs and libraries (ELF) do not profit: of eleven Debian packages and
-their updates, 64 KiB at fixed places left 60.2 MB to store, 1 MiB by content 64.1 MB, whole files 92.8 MB. But they are
-mapped into memory and touched here and there, so small pieces save most of their bytes, and fixed places cost nothing.
+Readers accept any pieces that cover a file, so the publisher chooses the rule. A file that is cut by content shares
+pieces with its next version even if something grew in it. Programs and libraries (ELF) do not profit: of eleven Debian
+packages and their updates, 64 KiB at fixed places left 60.2 MB to store, 1 MiB by content 64.1 MB, whole files 92.8 MB.
+But programs are mapped into memory and touched here and there, so small pieces save most of their bytes, and fixed
+places cost nothing.
 
-Cutting by content: a 32-bit register takes x = (x << 1) xor byte for every byte, so after 32 bytes it depends on the
-last 32 only: the register at every position of a window is a xor of 32 shifted copies of the data, and copies can be
-doubled (1, 2, 4, 8, 16, 32). That is done here on one big integer with a 32-bit lane for every byte, which cuts at some
-40 MB/s in the plain interpreter, where a loop over bytes manages 8. Pure; any thread.
+Cutting by content looks at every byte. It works on big integers with one lane of 8 bits for each byte, and takes the
+same time for all bytes (docs/adr/0008-large-data.md). Pure; any thread.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final
 
-_REGISTER_BYTES = 32
+from mica.streams import Readable
+
+_REGISTER_BYTES: Final = 32
+_REGISTER_MASK: Final = 0xFFFFFFFF
+_TARGET: Final = 0x7FFFFFFF
 _PAGE_BYTES = 4096
 _PROGRAM_MAGIC = b"\x7fELF"
 PROGRAM_PIECES_MAX = 4096
-_LANES = 1 << 14
-"""Positions examined at once: 64 KiB lanes stay in the processor's cache."""
-
-# |int32(x) - 0x7fffffff| < threshold for a threshold below 2**16 means that the upper half of x is 7fff or 8000.
-_CANDIDATE = re.compile(rb"\xff\x7f|\x00\x80")
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
+_LANES: Final = 1 << 15
+"""Positions examined at once: larger integers leave the processor's cache, smaller ones cost more calls."""
+_BLOCK_BYTES: Final = _LANES + _REGISTER_BYTES - 1
+_LOWEST_BITS: Final = int.from_bytes(b"\1" * _BLOCK_BYTES, "little")
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRule:
     """Sizes in bytes. A file of at most `minimum` bytes is never cut; a piece has `minimum` to `maximum` bytes.
 
-    Pieces of programs have `program` bytes, twice and twice again as many in programs that would have more than
-    `PROGRAM_PIECES_MAX` of them. With 0 programs are files like all others.
+    Pieces of programs have `program` bytes. The size is doubled as long as a program would have more than
+    `PROGRAM_PIECES_MAX` pieces. With 0 programs are cut as all other files.
     """
 
     minimum: int = 4 << 20
@@ -48,14 +45,20 @@ class ChunkRule:
         if not _REGISTER_BYTES <= self.minimum <= self.average <= self.maximum:
             raise ValueError(f"chunk sizes must ascend from 32: {self.minimum}, {self.average}, {self.maximum}")
         if self.program and (self.program < _PAGE_BYTES or self.program & (self.program - 1)):
-            raise ValueError(f"pieces of programs must have a power of two of at least {_PAGE_BYTES}: {self.program}")
+            raise ValueError(f"chunks of programs must be a power of two of at least {_PAGE_BYTES}: {self.program}")
 
     @property
     def threshold(self) -> int:
-        return 0xFFFFFFFF // self.average
+        return _REGISTER_MASK // self.average
+
+    @property
+    def equal_bits(self) -> int:
+        """How many bits below the highest one are equal in every register that is nearer to the target than
+        `threshold`. The target has a highest bit of 0 and ones below, the number after it the opposite."""
+        return min(31 - (self.threshold - 1).bit_length(), 24)
 
     def program_piece_bytes(self, size: int) -> int:
-        """Of a program of `size` bytes; 0 if it is cut as other files are."""
+        """Size of the pieces of a program of `size` bytes; 0 if it is cut as other files are."""
         piece = self.program if size > self.minimum else 0
         while 0 < piece * PROGRAM_PIECES_MAX < size:
             piece *= 2
@@ -63,10 +66,10 @@ class ChunkRule:
 
 
 STANDARD_RULE = ChunkRule()
-"""What the stock server does: for the same pieces as an existing repository has."""
+"""The stock server's rule, which gives the pieces that an existing repository has."""
 
 FINE_RULE = ChunkRule(256 << 10, 512 << 10, 1 << 20, program=64 << 10)
-"""What repositories get here, chosen by bytes and requests. MB of file
+"""The rule of new repositories, chosen by bytes and requests. MB of file
 data and requests that starting R / numpy takes from the demo image, 157.6 MB compressed, at a read-ahead of 32 KiB:
 
     4, 8, 16 MiB (stock server)              25.0, 114 / 15.4, 178
@@ -76,8 +79,8 @@ data and requests that starting R / numpy takes from the demo image, 157.6 MB co
     as here, programs in pieces of 64 KiB    12.8, 342 / 9.5, 436
     as here, programs in pieces of 32 KiB    12.3, 525 / 8.9, 648
 
-Below 64 KiB another request costs a near node more than the bytes that it saves. Beginning pieces at the segments of a
-program, or not cutting programs below 512 KiB, moves more."""
+Below 64 KiB the additional requests cost a near node more than the saved bytes. Pieces that begin at a program's
+segments, and whole programs below 512 KiB, both move more bytes."""
 
 
 def find_cut(window: bytes | bytearray | memoryview, rule: ChunkRule) -> int:
@@ -85,55 +88,61 @@ def find_cut(window: bytes | bytearray | memoryview, rule: ChunkRule) -> int:
 
     Returns len(window) if no cut falls into it.
     """
-    end = min(len(window), rule.maximum)
+    view = memoryview(window)
+    end = min(len(view), rule.maximum)
     position = rule.minimum
     while position < end:
         count = min(_LANES, end - position)
         first = position - (_REGISTER_BYTES - 1)
-        found = _first_match(bytes(window[first : position + count]), rule.threshold)
+        found = _first_match(bytes(view[first : position + count]), rule)
         if found is not None:
             return position + found
         position += count
     return end
 
 
-def _first_match(data: bytes, threshold: int) -> int | None:
+def _first_match(data: bytes, rule: ChunkRule) -> int | None:
     """Index of the first position, counted after the 31 leading bytes, whose register triggers a cut."""
-    registers = _registers(data)
-    if threshold >= 1 << 16:
-        starts = iter(range(0, len(registers), 4))
-    else:
-        starts = (match.start() - 2 for match in _CANDIDATE.finditer(registers, 2))
-    for start in starts:
-        if start % 4 == 0 and _triggers(registers[start : start + 4], threshold):
-            return start // 4
+    candidates = _candidates(data, rule.equal_bits)
+    while candidates:
+        lowest = candidates & -candidates
+        index = lowest.bit_length() // 8
+        if _triggers(data[index : index + _REGISTER_BYTES], rule.threshold):
+            return index
+        candidates ^= lowest
     return None
 
 
-def _triggers(register: bytes, threshold: int) -> bool:
-    signed = int.from_bytes(register, "little", signed=True)
-    difference = (signed - 0x7FFFFFFF) & 0xFFFFFFFF
-    if difference >= 1 << 31:
-        difference -= 1 << 32
-    return abs(difference) < threshold
+def _candidates(data: bytes, equal_bits: int) -> int:
+    """An integer whose bit 8i is set if the register after `data[i : i + 32]` has a highest bit that differs from the
+    `equal_bits` bits below it, which are equal to each other.
 
-
-def _registers(data: bytes) -> bytes:
-    """The register after every byte from the 32nd on, four little-endian bytes each.
-
-    Lane i of the integer is byte i. After the step with shift s, lane i holds the xor of the last 2s bytes before it,
-    each shifted by its age: value(i) ^= value(i - s) << s. Bits pushed out of a lane would fall into the next one, so
-    they are masked away first.
+    Bit b >= 7 of the register after byte i is D(i - b), where D(m) is the xor of bit j of byte m + j for j = 0 to 7:
+    registers one position apart are the same bits, one place apart. So D is computed once for each byte, in the lowest
+    bit of its lane; the other bits of a lane, which shifts change, are never read.
     """
-    lanes = bytearray(4 * len(data))
-    lanes[0::4] = data
-    value = int.from_bytes(lanes, "little")
-    for shift in (1, 2, 4, 8, 16):
-        keep = int.from_bytes((0xFFFFFFFF >> shift).to_bytes(4, "little") * len(data), "little")
-        value ^= (value & keep) << (33 * shift)
-    size = 4 * len(data)
-    value &= (1 << 8 * size) - 1
-    return value.to_bytes(size, "little")[4 * (_REGISTER_BYTES - 1) :]
+    bits = int.from_bytes(data, "little")
+    bits ^= bits >> 9
+    bits ^= bits >> 18
+    bits ^= bits >> 36
+    changes = bits ^ (bits >> 8)
+    # Whether any of the following `width` neighbours differ; `width` doubles until it is the wanted one.
+    wanted, width = equal_bits - 1, 1
+    differs = changes >> 8
+    while width < wanted:
+        step = min(width, wanted - width)
+        differs |= differs >> (8 * step)
+        width += step
+    positions = len(data) - (_REGISTER_BYTES - 1)
+    return changes & ~differs & (_LOWEST_BITS >> (8 * (_BLOCK_BYTES - positions)))
+
+
+def _triggers(data: bytes, threshold: int) -> bool:
+    register = 0
+    for byte in data:
+        register = (register << 1) ^ byte
+    difference = ((register & _REGISTER_MASK) - _TARGET) & _REGISTER_MASK
+    return min(difference, _REGISTER_MASK + 1 - difference) < threshold
 
 
 def read_pieces(stream: Readable, rule: ChunkRule, size: int) -> Iterator[bytes]:
@@ -173,7 +182,7 @@ def _pieces_by_content(head: bytes, stream: Readable, rule: ChunkRule) -> Iterat
 
 
 def read_up_to(stream: Readable, size: int) -> bytes:
-    """So many bytes, or all there are: a stream may give fewer at a time."""
+    """Reads `size` bytes, or all that are left: a stream may give fewer at a time."""
     data = stream.read(size)
     parts = [data]
     left = size - len(data)

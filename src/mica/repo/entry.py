@@ -5,6 +5,7 @@ Byte tables in docs/format/catalog.md. Pure values; any thread.
 
 import enum
 import stat
+import struct
 from typing import NamedTuple
 
 from mica.digest import Algorithm, Digest
@@ -12,6 +13,9 @@ from mica.repo.objects import Compression
 
 MARKER = b".cvmfscatalog"
 """Name of the regular file that makes its directory a nested catalog."""
+
+AUTO_MARKER = b".cvmfsautocatalog"
+"""Name of a file beside the marker: the publisher made the nested catalog because of its size, and may merge it."""
 
 
 class Flag(enum.IntFlag):
@@ -66,7 +70,7 @@ class Entry(NamedTuple):
     @property
     def algorithm(self) -> Algorithm:
         """Algorithm of the bulk object and of all chunks. Raises ValueError for numbers no version defines."""
-        return Algorithm((self.flags >> _ALGORITHM_SHIFT & _THREE_BITS) + 1)
+        return algorithm_of(self.flags)
 
     @property
     def compression(self) -> Compression:
@@ -93,46 +97,59 @@ def flags_for(mode: int) -> int:
     return Flag.FILE | Flag.SPECIAL
 
 
+def algorithm_of(flags: int) -> Algorithm:
+    """Raises ValueError for numbers no version defines."""
+    return Algorithm((flags >> _ALGORITHM_SHIFT & _THREE_BITS) + 1)
+
+
 def content_flags(algorithm: Algorithm, compression: Compression, *, chunked: bool = False) -> int:
     """The bits that say how a file's objects are hashed and compressed."""
     kind = Flag.CHUNKED if chunked else 0
     return kind | (algorithm - 1) << _ALGORITHM_SHIFT | compression << _COMPRESSION_SHIFT
 
 
-XATTR_VERSION = 1
+XATTR_VERSIONS = (1, 2)
+"""Versions of the blob of attributes. Version 2 has two bytes for the length of a value. It is written only where it is
+needed, because stock clients before 2.14 show such a file without attributes."""
 XATTR_LIMIT = 255
-"""Longest key, longest value (bytes), and most attributes an entry can have: each is counted in one byte."""
+"""Longest key in bytes, and most attributes of an entry: one byte counts each."""
+XATTR_VALUE_LIMIT = 65535
+"""Longest value; 255 in version 1."""
+_SHORT_VALUE = 255
+_LENGTHS = {1: struct.Struct("<BB"), 2: struct.Struct("<BH")}
 
 
 def format_xattrs(xattrs: dict[bytes, bytes]) -> bytes | None:
-    """The blob of an entry, None for no attributes. Raises ValueError for what the format cannot hold."""
+    """The blob of an entry, None for no attributes. Raises ValueError for attributes that the format cannot hold."""
     if not xattrs:
         return None
     if len(xattrs) > XATTR_LIMIT:
         raise ValueError(f"{len(xattrs)} extended attributes, the format holds {XATTR_LIMIT}")
-    blob = bytearray((XATTR_VERSION, len(xattrs)))
+    version = 1 if all(len(value) <= _SHORT_VALUE for value in xattrs.values()) else 2
+    blob = bytearray((version, len(xattrs)))
     for key in sorted(xattrs):
         value = xattrs[key]
-        if not 0 < len(key) <= XATTR_LIMIT or len(value) > XATTR_LIMIT or b"\0" in key:
+        if not 0 < len(key) <= XATTR_LIMIT or len(value) > XATTR_VALUE_LIMIT or b"\0" in key:
             raise ValueError(f"extended attribute {key!r} with {len(value)} bytes does not fit the format")
-        blob += bytes((len(key), len(value))) + key + value
+        blob += _LENGTHS[version].pack(len(key), len(value)) + key + value
     return bytes(blob)
 
 
 def parse_xattrs(blob: bytes | None) -> dict[bytes, bytes]:
-    """Attributes of an entry. A blob that does not parse means none, as the reference client has it."""
-    if not blob or len(blob) < 2 or blob[0] != XATTR_VERSION:
+    """Attributes of an entry. A blob that does not parse means none, as in the reference client."""
+    lengths = _LENGTHS.get(blob[0]) if blob else None
+    if blob is None or lengths is None or len(blob) < 2:
         return {}
     xattrs: dict[bytes, bytes] = {}
     position = 2
     for _ in range(blob[1]):
-        if position + 2 > len(blob):
+        start = position + lengths.size
+        if start > len(blob):
             return {}
-        key_end = position + 2 + blob[position]
-        value_end = key_end + blob[position + 1]
-        key = blob[position + 2 : key_end]
-        if value_end > len(blob) or not key or b"\0" in key:
+        key_bytes, value_bytes = lengths.unpack_from(blob, position)
+        position = start + key_bytes + value_bytes
+        key = blob[start : start + key_bytes]
+        if position > len(blob) or not key or b"\0" in key:
             return {}
-        xattrs[key] = blob[key_end:value_end]
-        position = value_end
+        xattrs[key] = blob[start + key_bytes : position]
     return xattrs

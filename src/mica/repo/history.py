@@ -1,18 +1,18 @@
 """The history database (tags, object class H) and the reflog (schemas in docs/format/history.md).
 
-Both are small SQLite files that are read whole, changed as values, and written anew, so that the same content gives the
-same bytes. Hostile input: bounded size, plain tables only, checked types. Pure besides SQLite in memory; any thread.
+Both are small SQLite files that are read whole, changed as values, and written again: the same content gives the same
+bytes. Hostile input: bounded size, plain tables only, checked types. Pure besides SQLite in memory; any thread.
 """
 
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from mica.digest import Digest
-from mica.errors import IntegrityError
+from mica.digest import Digest, Suffix
+from mica.errors import IntegrityError, NotFoundError, UserError
 from mica.repo.catalog import configured, is_plain_schema
 
 TRUNK = "trunk"
@@ -75,8 +75,70 @@ class History:
             self.tags[TRUNK_PREVIOUS] = former._replace(name=TRUNK_PREVIOUS, description=description)
         self.tags[TRUNK] = head._replace(name=TRUNK, description=MAGIC_TAGS[TRUNK])
 
+    def tag(self, name: str) -> Tag:
+        """Raises NotFoundError."""
+        if name not in self.tags:
+            raise NotFoundError(f"{self.fqrn} has no tag {name!r}.", hint=f"Its tags: mica repo tag ls {self.fqrn}")
+        return self.tags[name]
+
+    def add(self, tag: Tag, *, move: bool = False) -> None:
+        """Name a revision; with `move` also by a name that another one has, which keeps its branch, and its description
+        if there is no new one. Raises UserError for a name that cannot be given."""
+        if tag.name in MAGIC_TAGS:
+            raise UserError(f"{tag.name!r} always follows the newest revisions: it cannot be set.")
+        if not is_tag_name(tag.name):
+            raise UserError(
+                f"{tag.name!r} cannot be the name of a tag.", hint="Letters, digits and '-_./:', at most 255 of them."
+            )
+        former = self.tags.get(tag.name)
+        if former is None:
+            self.tags[tag.name] = tag
+            return
+        if former.root_catalog == tag.root_catalog:
+            raise UserError(f"Tag {tag.name!r} names revision {former.revision} already.")
+        if not move:
+            raise UserError(
+                f"Tag {tag.name!r} names revision {former.revision}.", hint="With --move it names another one."
+            )
+        self.tags[tag.name] = tag._replace(description=tag.description or former.description, branch=former.branch)
+
+    def remove(self, name: str) -> Tag:
+        """Forget a name, and branches that nothing else needs. Raises NotFoundError, UserError."""
+        if name in MAGIC_TAGS:
+            raise UserError(f"{name!r} always follows the newest revisions: it cannot be removed.")
+        removed = self.tag(name)
+        del self.tags[name]
+        self._prune_branches()
+        return removed
+
+    def drop_newer(self, revision: int) -> list[Tag]:
+        """Forget the tags of the main branch above a revision, and the two that follow the newest ones. Returns the
+        others among them, the newest first: what a rollback takes away."""
+        newer = [tag for tag in self.tags.values() if tag.revision > revision and not tag.branch]
+        for tag in newer:
+            del self.tags[tag.name]
+        for name in MAGIC_TAGS:
+            self.tags.pop(name, None)
+        return sorted((tag for tag in newer if tag.name not in MAGIC_TAGS), key=lambda tag: (-tag.revision, tag.name))
+
+    def _prune_branches(self) -> None:
+        """Branches without tags go, as with the stock server; those that came from them then come from the next one."""
+        used = {tag.branch for tag in self.tags.values()} | {""}
+        parents = {branch.name: branch.parent or "" for branch in self.branches}
+
+        def origin(branch: Branch) -> str | None:
+            passed: set[str] = set()
+            name = branch.parent
+            while name is not None and name not in used:
+                passed.add(name)
+                name = parents.get(name, "")
+                name = "" if name in passed else name
+            return name
+
+        self.branches = [branch._replace(parent=origin(branch)) for branch in self.branches if branch.name in used]
+
     def newest_before(self, timestamp: int) -> Tag | None:
-        """The newest revision of the main branch that is not younger than a time in seconds."""
+        """The newest revision of the main branch that was published at a time in seconds or before."""
         fitting = [tag for tag in self.tags.values() if tag.timestamp <= timestamp and not tag.branch]
         return max(fitting, key=lambda tag: tag.revision, default=None)
 
@@ -128,12 +190,21 @@ def parse_history(data: bytes, what: str) -> History:
 
 
 class RefKind:
-    """What a reflog entry refers to."""
+    """The kind of object that a reflog entry refers to."""
 
     CATALOG = 0
     CERTIFICATE = 1
     HISTORY = 2
     METAINFO = 3
+
+
+SUFFIX_OF_KIND: Final = {
+    RefKind.CATALOG: Suffix.CATALOG,
+    RefKind.CERTIFICATE: Suffix.CERTIFICATE,
+    RefKind.HISTORY: Suffix.HISTORY,
+    RefKind.METAINFO: Suffix.METAINFO,
+}
+"""The class of the objects of each kind."""
 
 
 @dataclass(slots=True)
@@ -159,6 +230,16 @@ def parse_reflog(data: bytes, what: str) -> Reflog:
         rows = database.execute("SELECT hash, type, timestamp FROM refs")
         refs = {Digest.parse(_text(text)): (_number(kind), _number(timestamp)) for text, kind, timestamp in rows}
         return Reflog(_properties(database).get("fqrn", ""), refs)
+
+
+def extend_reflog(data: bytes, refs: Mapping[Digest, tuple[int, int]], what: str) -> bytes:
+    """The SQLite file of a reflog with more entries. Those that it has are not looked at: they are as many as ever were
+    published. Raises IntegrityError naming `what`."""
+    with _opened(data, what) as database:
+        rows = [(digest.text, kind, timestamp) for digest, (kind, timestamp) in refs.items()]
+        database.executemany("INSERT OR REPLACE INTO refs VALUES (?, ?, ?)", rows)
+        database.commit()
+        return database.serialize()
 
 
 @contextlib.contextmanager

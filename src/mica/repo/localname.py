@@ -1,26 +1,25 @@
-"""How a node calls verified content: the name of a file in the cache, and the redirect of a metadata image. Pure.
+"""Local names of verified content: the name of a file in the cache, and the redirect in a metadata image. Pure.
 
     ab/<38 hex><text id>.<size>          content of an object that is stored compressed
     ab/<38 hex><text id>.<size>.raw      content of an object that is stored as it is
     ab/<38 hex><text id>.<size>.parts[.raw]   a file in chunks; the digest is that of its chunk list
 
-A name holds all that is needed to fetch the content and to check it, so whoever is asked for one keeps no state
-(docs/format/local-names.md). `size` is that of the content in bytes, in decimal.
+A name is enough to fetch the content and to check it, so a node needs no other state (docs/format/local-names.md).
+`size` is that of the content in bytes, in decimal.
 """
 
 import re
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mica.digest import DIGEST_SIZE, Algorithm, Digest, digest_of
+from mica.digest import Algorithm, Digest, digest_of
+from mica.repo.chunklist import format_chunk_list
 from mica.repo.entry import Chunk
 from mica.repo.objects import Compression
 
 SIZE_MAX = (1 << 63) - 1
 _NAME = re.compile(r"([0-9a-f]{2})/([0-9a-f]{38})(-rmd160|-shake128|)\.(0|[1-9][0-9]{0,18})(\.parts)?(\.raw)?")
 _ALGORITHMS = {algorithm.text_id: algorithm for algorithm in Algorithm}
-_PART = struct.Struct(f"<I{DIGEST_SIZE}s")
 
 
 class LocalName(NamedTuple):
@@ -38,9 +37,31 @@ class LocalName(NamedTuple):
         raw = ".raw" if self.compression is Compression.NONE else ""
         return f"{text[:2]}/{text[2:]}.{self.size}{parts}{raw}"
 
+    @property
+    def flat(self) -> str:
+        """Without the slash: the name of a part in the cache."""
+        return str(self).replace("/", "", 1)
+
+    @classmethod
+    def parse_flat(cls, text: str) -> "LocalName":
+        """The inverse of `flat`. Raises ValueError for any other text."""
+        return cls.parse(f"{text[:2]}/{text[2:]}")
+
+    @property
+    def redirect(self) -> bytes:
+        """The path that overlayfs finds in a stub: of the content in a data-only layer."""
+        return b"/%s" % str(self).encode("ascii")
+
+    @classmethod
+    def parse_redirect(cls, redirect: bytes) -> "LocalName":
+        """The inverse of `redirect`. Raises ValueError for any other path."""
+        if redirect[:1] != b"/":
+            raise ValueError(f"not the path of content: {redirect[:120]!r}")
+        return cls.parse(redirect[1:].decode("ascii"))
+
     @classmethod
     def parse(cls, text: str) -> "LocalName":
-        """Raises ValueError for anything that `str()` does not give."""
+        """The inverse of `str()`. Raises ValueError for any other text."""
         match = _NAME.fullmatch(text)
         if match is None:
             raise ValueError(f"not the name of content: {text[:120]!r}")
@@ -50,35 +71,6 @@ class LocalName(NamedTuple):
             raise ValueError(f"not the name of content: {text[:120]!r}")
         digest = Digest(bytes.fromhex(first + rest), _ALGORITHMS[text_id])
         return cls(digest, Compression.NONE if raw else Compression.ZLIB, size, parts is not None)
-
-
-def format_chunk_list(chunks: Sequence[Chunk]) -> bytes:
-    """Plain size (32 bits, little-endian) and digest of every chunk, in order of their place in the file.
-
-    Raises ValueError for chunks that do not follow each other, or of 4 GiB and more.
-    """
-    offset = 0
-    parts = []
-    for chunk in chunks:
-        if chunk.offset != offset or not 0 < chunk.size < 1 << 32:
-            raise ValueError(f"a chunk of {chunk.size} bytes at {chunk.offset}, expected one at {offset}")
-        parts.append(_PART.pack(chunk.size, chunk.digest.raw))
-        offset += chunk.size
-    return b"".join(parts)
-
-
-def parse_chunk_list(data: bytes, algorithm: Algorithm) -> list[Chunk]:
-    """Raises ValueError for anything that is not whole, or has an empty chunk."""
-    if not data or len(data) % _PART.size:
-        raise ValueError(f"a chunk list of {len(data)} bytes")
-    chunks = []
-    offset = 0
-    for size, raw in _PART.iter_unpack(data):
-        if not size:
-            raise ValueError("a chunk list with an empty chunk")
-        chunks.append(Chunk(offset, size, Digest(raw, algorithm)))
-        offset += size
-    return chunks
 
 
 def chunked_name(chunks: Sequence[Chunk], compression: Compression) -> LocalName:

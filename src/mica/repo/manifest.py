@@ -1,18 +1,20 @@
-"""The manifest `.cvmfspublished`: what a repository's newest revision consists of (docs/format/manifest.md). Pure."""
+"""The manifest `.cvmfspublished` names the parts of a repository's newest revision (docs/format/manifest.md). Pure."""
 
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mica.digest import Algorithm, Digest, digest_of
-from mica.errors import IntegrityError
+from mica.errors import IntegrityError, explain_parse_error
 from mica.repo.sealed import Sealed, format_sealed, parse_sealed
 
-if TYPE_CHECKING:  # who only reads manifests need not load cryptography
+if TYPE_CHECKING:  # commands that only read manifests need not load cryptography
     from cryptography.hazmat.primitives.asymmetric import rsa
 
 NAME = ".cvmfspublished"
 SIZE_LIMIT = 4096
+READ_LIMIT = 64 << 10
+"""Most bytes to read where a manifest is expected. What is between the two limits is refused when it is parsed."""
 """Bytes of the whole file with its signature: servers read it in one piece of this size."""
 
 ROOT_PATH_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
@@ -75,14 +77,14 @@ def sign_manifest(manifest: Manifest, key: "rsa.RSAPrivateKey") -> bytes:
 
 
 def parse_manifest(data: bytes, what: str) -> tuple[Manifest, Sealed]:
-    """Raises IntegrityError naming `what` for anything incomplete or malformed. The signature is not checked here."""
+    """Raises IntegrityError naming `what` if it is incomplete or malformed. The signature is not checked here."""
     if len(data) > SIZE_LIMIT:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than a manifest can have.")
     sealed = parse_sealed(data, what)
     try:
         return _manifest_from(_fields(sealed.text)), sealed
     except (KeyError, ValueError) as error:
-        raise IntegrityError(f"{what} is not a complete manifest ({error}).") from error
+        raise IntegrityError(f"{what} is not a complete manifest: {explain_parse_error(error)}.") from error
 
 
 def is_fqrn(text: str) -> bool:
@@ -91,7 +93,7 @@ def is_fqrn(text: str) -> bool:
 
 
 def _fields(text: bytes) -> dict[str, str]:
-    lines = text.decode("ascii").splitlines()
+    lines = text.decode("ascii").split("\n")
     return {line[0]: line[1:] for line in lines if line}
 
 

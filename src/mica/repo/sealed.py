@@ -23,7 +23,7 @@ class Sealed(NamedTuple):
 
     @property
     def signed_text(self) -> bytes:
-        """What the signature is made over: the digest line without its newline."""
+        """The bytes that are signed: the digest line without its newline."""
         return self.digest.text.encode("ascii")
 
 
@@ -39,7 +39,7 @@ def parse_sealed(data: bytes, what: str) -> Sealed:
     try:
         digest = Digest.parse(line.decode("ascii"))
     except (UnicodeDecodeError, ValueError) as error:
-        raise IntegrityError(f"{what} states a digest that is none.") from error
+        raise IntegrityError(f"{what} states a malformed digest.") from error
     if digest_of(text, digest.algorithm) != digest:
         raise IntegrityError(f"{what} was changed: its text does not have the digest it states.")
     return Sealed(text, digest, signature)

@@ -1,11 +1,12 @@
 """Keys, certificates and the two signatures of a repository (docs/format/manifest.md). Bytes in, bytes out; any thread.
 
 Manifest: RSASSA-PKCS1-v1_5 with SHA-1 over the ASCII digest text. Whitelist: PKCS#1 type 1 padding directly over the
-ASCII digest text, without a DigestInfo. The two differ on purpose of history, not of ours.
+ASCII digest text, without a DigestInfo. The two differ for historical reasons.
 """
 
 import datetime
 import re
+from collections.abc import Iterable
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -96,11 +97,19 @@ _FINGERPRINT = re.compile(r"[0-9A-F]{2}(?::[0-9A-F]{2}){19}(-RMD160|-SHAKE128)?"
 
 
 def fingerprint_algorithm(text: str) -> Algorithm | None:
-    """Which algorithm a fingerprint was made with; None if it is none."""
+    """The algorithm of a fingerprint; None for a text that is not a fingerprint."""
     match = _FINGERPRINT.fullmatch(text)
     if match is None:
         return None
     return {None: Algorithm.SHA1, "-RMD160": Algorithm.RIPEMD160, "-SHAKE128": Algorithm.SHAKE128}[match[1]]
+
+
+def is_listed(certificate: x509.Certificate, fingerprints: Iterable[str]) -> bool:
+    """Whether one of the fingerprints is the certificate's, each by its own algorithm."""
+    return any(
+        (algorithm := fingerprint_algorithm(text)) is not None and fingerprint(certificate, algorithm) == text
+        for text in fingerprints
+    )
 
 
 def sign_manifest_text(key: rsa.RSAPrivateKey, text: bytes) -> bytes:

@@ -1,16 +1,16 @@
-"""The whitelist `.cvmfswhitelist`: which certificates may sign manifests (docs/format/manifest.md). Pure.
+"""The whitelist `.cvmfswhitelist` names the certificates that may sign manifests (docs/format/manifest.md). Pure.
 
-`now` is always handed in, in UTC: expiry is a rule about a clock and tests have their own.
+The caller gives `now`, in UTC: tests have a clock of their own.
 """
 
 import datetime
-import re
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mica.digest import Algorithm, digest_of
-from mica.errors import IntegrityError
+from mica.errors import IntegrityError, explain_parse_error
+from mica.repo.blacklist import fingerprint_of_line, parse_revision_line
 from mica.repo.sealed import Sealed, format_sealed, parse_sealed
 from mica.repo.signing import fingerprint_algorithm, sign_whitelist_text
 
@@ -19,20 +19,21 @@ SIZE_LIMIT = 64 << 10
 VALIDITY_DAYS = 30
 _STAMP = "%Y%m%d%H%M%S"
 _STAMP_LENGTH = 14
-_END_OF_FINGERPRINT = re.compile(r"[ \t#]")
 
 
 @dataclass(frozen=True, slots=True)
 class Whitelist:
-    """Fingerprints as written in the file: upper-case hex pairs, with the text id of their algorithm if not SHA-1."""
+    """Fingerprints as written in the file: upper-case hex pairs, with the text id of their algorithm if not SHA-1.
+    `oldest_revision` is the first that its owner has not revoked, 0 if none is."""
 
     fqrn: str
     created: datetime.datetime | None
     expires: datetime.datetime
     fingerprints: tuple[str, ...]
+    oldest_revision: int = 0
 
     def is_expired(self, now: datetime.datetime) -> bool:
-        """Hour granularity, strict: in the hour of expiry it is expired already."""
+        """Expiry counts in hours: in the hour of expiry the whitelist is expired already."""
         return _hour(now) >= _hour(self.expires)
 
 
@@ -43,6 +44,7 @@ def format_whitelist(whitelist: Whitelist) -> bytes:
         "E" + whitelist.expires.strftime(_STAMP),
         "N" + whitelist.fqrn,
         *whitelist.fingerprints,
+        *([f"<{whitelist.fqrn} {whitelist.oldest_revision}"] if whitelist.oldest_revision else []),
     ]
     return "".join(f"{line}\n" for line in lines).encode("ascii")
 
@@ -59,28 +61,38 @@ def parse_whitelist(data: bytes, what: str) -> tuple[Whitelist, Sealed]:
     if len(data) > SIZE_LIMIT:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than a whitelist can have.")
     sealed = parse_sealed(data, what)
-    lines = sealed.text.decode("ascii", "replace").split("\n")[:-1]
     try:
-        return _whitelist_from(lines), sealed
+        return parse_whitelist_text(sealed.text.decode("ascii", "replace")), sealed
     except (IndexError, ValueError) as error:
-        raise IntegrityError(f"{what} is not a complete whitelist ({error}).") from error
+        raise IntegrityError(f"{what} is not a complete whitelist: {explain_parse_error(error)}.") from error
 
 
-def _whitelist_from(lines: list[str]) -> Whitelist:
-    expiry, name, *rest = lines[1:]
+def parse_whitelist_text(text: str) -> Whitelist:
+    """The part that is signed, without the signature. Raises IndexError, ValueError."""
+    lines = text.split("\n")[:-1]
+    expiry, name, rest = lines[1], lines[2], lines[3:]
     if not expiry.startswith("E") or len(expiry) != _STAMP_LENGTH + 1:
         raise ValueError("its second line is not an expiry time")
     if not name.startswith("N"):
         raise ValueError("its third line does not name a repository")
     if any(line.startswith("Vpkcs7") for line in rest[:1]):
         raise ValueError("it asks for PKCS#7, which no client supports")
-    fingerprints = (_END_OF_FINGERPRINT.split(line, maxsplit=1)[0] for line in rest)
+    fingerprints = map(fingerprint_of_line, rest)
     return Whitelist(
         fqrn=name[1:],
         created=_time(lines[0]) if len(lines[0]) == _STAMP_LENGTH else None,
         expires=_time(expiry[1:]),
         fingerprints=tuple(text for text in fingerprints if fingerprint_algorithm(text) is not None),
+        oldest_revision=max((_oldest_revision(line, name[1:]) for line in rest if line.startswith("<")), default=0),
     )
+
+
+def _oldest_revision(line: str, fqrn: str) -> int:
+    """The number in a line that revokes revisions; the stock client skips such lines."""
+    found = parse_revision_line(line)
+    if found is None:
+        raise ValueError("a line that revokes revisions is malformed")
+    return found[1] if found[0] == fqrn else 0
 
 
 def _time(text: str) -> datetime.datetime:

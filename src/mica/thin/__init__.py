@@ -1,1 +1,1 @@
-"""Thin images: the descriptor that names layers in repositories, and making one from an ordinary image."""
+"""What a thin image is: its descriptor, its record and its place in a repository."""

@@ -18,6 +18,8 @@ SIZE_LIMIT = 1 << 20
 LAYER_LIMIT = 500
 """The kernel refuses an overlay of more than 500 lower layers (fs/overlayfs/params.h, OVL_MAX_STACK)."""
 
+_REVISION_MAX = 10**18 - 1
+"""The largest number that a manifest can have."""
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 _URL = re.compile(r"cvmfs://([^/]+)(/.*)")
 
@@ -37,12 +39,18 @@ class ThinLayer:
 
 @dataclass(frozen=True, slots=True)
 class ThinDescriptor:
-    """`layers` from the bottom to the top; `origin` is the reference that was converted."""
+    """`layers` from the bottom to the top; `origin` is the reference that was converted. `revisions` tells of
+    repositories which revision has the layers, and all later ones have; it may be empty."""
 
     origin: str
     layers: tuple[ThinLayer, ...]
     min_version: str = ""
     comment: str = ""
+    revisions: tuple[tuple[str, int], ...] = ()
+
+    def revision_of(self, fqrn: str) -> int:
+        """A node whose revision is older asks for a newer one; 0 if nothing is known."""
+        return dict(self.revisions).get(fqrn, 0)
 
     @property
     def repositories(self) -> frozenset[str]:
@@ -50,6 +58,11 @@ class ThinDescriptor:
 
 
 def format_descriptor(descriptor: ThinDescriptor) -> bytes:
+    return json.dumps(descriptor_document(descriptor), indent=1).encode("utf-8") + b"\n"
+
+
+def descriptor_document(descriptor: ThinDescriptor) -> dict[str, object]:
+    """The descriptor for JSON, also as a part of other documents."""
     document: dict[str, object] = {
         "version": VERSION,
         "origin": descriptor.origin,
@@ -59,7 +72,9 @@ def format_descriptor(descriptor: ThinDescriptor) -> bytes:
         document["min_version"] = descriptor.min_version
     if descriptor.comment:
         document["comment"] = descriptor.comment
-    return json.dumps(document, indent=1).encode("utf-8") + b"\n"
+    if descriptor.revisions:
+        document["revisions"] = dict(descriptor.revisions)
+    return document
 
 
 def parse_descriptor(data: bytes, what: str) -> ThinDescriptor:
@@ -70,6 +85,11 @@ def parse_descriptor(data: bytes, what: str) -> ThinDescriptor:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{what} is not JSON.") from error
+    return parse_descriptor_document(document, what)
+
+
+def parse_descriptor_document(document: Any, what: str) -> ThinDescriptor:
+    """The same for a descriptor that is a part of another document, whose reader sees to the limit."""
     try:
         return _descriptor_from(document)
     except ValueError as error:
@@ -90,7 +110,17 @@ def _descriptor_from(document: Any) -> ThinDescriptor:
     texts = {name: document.get(name, "") for name in ("origin", "min_version", "comment")}
     if not all(isinstance(text, str) for text in texts.values()):
         raise ValueError("origin, min_version and comment have to be texts")
-    return ThinDescriptor(layers=tuple(map(_layer_from, layers)), **texts)
+    return ThinDescriptor(
+        layers=tuple(map(_layer_from, layers)), revisions=_revisions_from(document.get("revisions", {})), **texts
+    )
+
+
+def _revisions_from(document: Any) -> tuple[tuple[str, int], ...]:
+    if not isinstance(document, dict) or not all(type(number) is int for number in document.values()):
+        raise ValueError("'revisions' has to name a number for each repository")
+    if not all(is_fqrn(fqrn) and 0 <= number <= _REVISION_MAX for fqrn, number in document.items()):
+        raise ValueError("'revisions' names what is no repository, or no revision")
+    return tuple(sorted(document.items()))
 
 
 def _layer_from(document: Any) -> ThinLayer:

@@ -15,9 +15,9 @@ from mica.errors import UserError
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest
 from mica.oci.image import ImageSource
-from mica.oci.layerstream import Readable
 from mica.oci.models import Descriptor, format_document, format_index, format_manifest
 from mica.oci.platforms import Platform
+from mica.streams import Readable
 from mica.tarentry import Kind
 from mica.tarstream import TarLimits, read_tar
 from mica.thin.descriptor import FILE_NAME, SIZE_LIMIT, ThinDescriptor, format_descriptor, parse_descriptor
@@ -47,13 +47,15 @@ class ThinImage(NamedTuple):
 def write_thin_image(writer: ImageWriter, thin: ThinImage, *, tag: str) -> Descriptor:
     """Put a thin image somewhere, under a tag."""
     manifest = _put_thin_manifest(writer, thin)
-    writer.put_image(manifest, tag=tag, platform=thin.platform)
+    writer.put_image(manifest, tag=tag, platform=thin.platform.stated)
     return manifest
 
 
 def write_thin_index(writer: ImageWriter, images: Sequence[ThinImage], *, tag: str) -> Descriptor:
     """Put an index of thin images somewhere, under a tag."""
-    manifests = tuple(dataclasses.replace(_put_thin_manifest(writer, thin), platform=thin.platform) for thin in images)
+    manifests = tuple(
+        dataclasses.replace(_put_thin_manifest(writer, thin), platform=thin.platform.stated) for thin in images
+    )
     index = writer.put_blob(format_index(manifests), mediatypes.OCI_INDEX)
     writer.put_image(index, tag=tag)
     return index

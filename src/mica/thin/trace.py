@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mica.errors import UserError
+from mica.errors import UserError, explain_parse_error
 from mica.repo.localname import SIZE_MAX, LocalName
 
 TRACE_MAX_BYTES = 4 << 20
@@ -81,7 +81,7 @@ def parse_traces(data: bytes, what: str) -> list[ProgramTrace]:
     """Raises UserError naming `what` for anything that is not a document of traces within the limits."""
     try:
         if len(data) > TRACE_MAX_BYTES:
-            raise ValueError(f"{len(data)} bytes")
+            raise ValueError(f"it has more than {TRACE_MAX_BYTES} bytes")
         document = json.loads(data)
         if not isinstance(document, dict) or document.get("version") != _VERSION:
             raise ValueError("not of version 1")
@@ -89,13 +89,13 @@ def parse_traces(data: bytes, what: str) -> list[ProgramTrace]:
         if not isinstance(programs, list) or len(programs) > PROGRAMS_MAX:
             raise ValueError(f"not a list of at most {PROGRAMS_MAX} programs")
         return [_program(values) for values in programs]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{what} is not a trace ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not a trace: {explain_parse_error(error)}.") from error
 
 
 def _program(values: object) -> ProgramTrace:
     if not isinstance(values, dict):
-        raise TypeError("a program that is no object")
+        raise ValueError("a program that is no object")
     command, contents = _texts(values.get("command")), _texts(values.get("contents"))
     if not command or len(contents) > PIECES_MAX:
         raise ValueError("a program without a command, or with too many contents")
@@ -105,5 +105,5 @@ def _program(values: object) -> ProgramTrace:
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError("not a list of texts")
+        raise ValueError("not a list of texts")
     return tuple(value)
