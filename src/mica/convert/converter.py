@@ -1,4 +1,4 @@
-"""From a name to a thin image: opened, converted, written. What the command line, recipes and the portal share.
+"""From a name to a thin image: opened, converted, written. The command line, recipes and the portal share it.
 
 Any thread; conversions in several threads share layers as those of several processes do.
 """
@@ -6,29 +6,20 @@ Any thread; conversions in several threads share layers as those of several proc
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from mica.convert.layerbuilder import DEFAULT_LIMITS, ConversionLimits
+from mica.convert.making import DEFAULT_JOBS, LayerMaker, ProcessMaker
+from mica.convert.plan import Observer, PlannedLayer, SilentObserver, plan_conversion
+from mica.convert.publishing import Conversion, WantedImage, convert, describe
 from mica.errors import UserError
-from mica.oci.choice import ImageChoice
-from mica.oci.image import ImageSource, PlatformImage
+from mica.oci.image import ImageChoice, ImageSource, NoImageError, PlatformImage
 from mica.oci.models import Descriptor
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.oci.source import SourceOptions, open_choice
 from mica.publish.manager import ReleaseManager
-from mica.thin.building import DEFAULT_LIMITS, ConversionLimits
-from mica.thin.convert import (
-    DEFAULT_JOBS,
-    Conversion,
-    Observer,
-    PlannedLayer,
-    SilentObserver,
-    WantedImage,
-    convert,
-    describe,
-    plan_conversion,
-)
 from mica.thin.image import ImageWriter, ThinImage, write_thin_image, write_thin_index
 from mica.thin.record import ImageRecord
 from mica.thin.trace import ProgramTrace
@@ -36,13 +27,15 @@ from mica.thin.trace import ProgramTrace
 
 @dataclass(frozen=True, slots=True)
 class ConverterOptions:
-    """`wait_s`: how long to wait for who publishes into the repository meanwhile. `max_image_bytes`: compressed."""
+    """`wait_s`: how long to wait for another publisher of the repository. `max_image_bytes`: compressed. `open_maker`:
+    who makes the layers of a repository; without it this process does."""
 
     source: SourceOptions = field(default_factory=SourceOptions)
     limits: ConversionLimits = DEFAULT_LIMITS
     jobs: int = DEFAULT_JOBS
     wait_s: float = 0.0
     max_image_bytes: int = 1 << 50
+    open_maker: Callable[[ReleaseManager], LayerMaker] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +53,10 @@ class Platforms:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSource:
-    """`images` from one name; `is_index` tells whether their thin images become an index. `digest` is that of what the
-    name points at."""
+    """`images` from one name, opened from `source`; `is_index` tells whether their thin images become an index.
+    `digest` is that of the manifest or index that the name points at."""
 
+    source: str
     reference: Reference
     digest: str
     images: tuple[PlatformImage, ...]
@@ -70,7 +64,7 @@ class OpenedSource:
 
     @property
     def main(self) -> PlatformImage:
-        """The one that the name stands for where only one can be told: this machine's, else the first."""
+        """The image for places that take only one: this machine's, else the first."""
         here = Platform.here()
         return next((one for one in self.images if here.runs(one.platform)), self.images[0])
 
@@ -83,14 +77,19 @@ class Converter:
         self._options = options
         self._observer = observer or SilentObserver()
         self._stop = threading.Event()
+        self._maker: LayerMaker = (
+            options.open_maker(manager)
+            if options.open_maker
+            else ProcessMaker(manager, options.limits, jobs=options.jobs)
+        )
 
     def stop(self) -> None:
-        """End all conversions under way, now and later, by StoppedError; what they finished stays staged."""
+        """End all present and later conversions by StoppedError; layers that they finished stay staged."""
         self._stop.set()
 
     @contextlib.contextmanager
     def opened(self, source: str, platforms: Platforms, *, name: str = "") -> Iterator[OpenedSource]:
-        """What a source stands for, to plan or to convert it. `name` instead of the one that it has.
+        """The images of a source, to plan or to convert them. `name` replaces the source's own.
 
         Raises UserError for a source without a name.
         """
@@ -100,32 +99,32 @@ class Converter:
             for one in images:
                 describe(one.image, self._manager.fqrn, "")
             opened = OpenedSource(
-                reference, choice.digest or images[0].image.manifest_digest, tuple(images), is_index=len(images) > 1
-            )
+                source, reference, choice.digest or images[0].image.manifest_digest, tuple(images),
+                is_index=len(images) > 1,
+            )  # fmt: skip
             self._check_size(opened)
             yield opened
 
-    def plan(self, opened: OpenedSource) -> list[PlannedLayer]:
-        return plan_conversion([one.image for one in opened.images], self._manager)
+    def plan(self, opened: OpenedSource) -> Sequence[PlannedLayer]:
+        return plan_conversion([one.image for one in opened.images], self._manager, self._maker.find_staged).layers
 
     def convert(self, opened: OpenedSource, traces: Sequence[ProgramTrace] = ()) -> Conversion:
-        """Publish layers and records: under the name that of the main image, under their digests those of an index.
+        """Publish layers and records: the main image's under the name, those of an index under their digests.
 
-        `traces` are the main image's; without any, those that it has stay.
+        `traces` are the main image's; without any, its old ones stay.
         """
         wanted = [WantedImage(opened.main.image, self._record(opened, opened.main.image), tuple(traces))]
         if opened.is_index:
             wanted += [WantedImage(one.image, self._record(opened, one.image, by_digest=True)) for one in opened.images]
-        options = self._options
         return convert(
-            wanted, self._manager,
-            observer=self._observer, limits=options.limits, jobs=options.jobs, wait_s=options.wait_s, stop=self._stop,
+            wanted, self._manager, self._maker,
+            source=opened.source, observer=self._observer, wait_s=self._options.wait_s, stop=self._stop,
         )  # fmt: skip
 
-    def write(self, opened: OpenedSource, writer: ImageWriter, *, tag: str) -> Descriptor:
+    def write(self, opened: OpenedSource, conversion: Conversion, writer: ImageWriter, *, tag: str) -> Descriptor:
         """Write the thin image or the index of thin images."""
         thin = [
-            ThinImage(self._record(opened, one.image).descriptor, one.image.config.document(), one.platform)
+            ThinImage(conversion.descriptors[one.image.manifest_digest], one.image.config.document(), one.platform)
             for one in opened.images
         ]
         return (
@@ -135,10 +134,13 @@ class Converter:
     def _record(self, opened: OpenedSource, image: ImageSource, *, by_digest: bool = False) -> ImageRecord:
         reference = opened.reference
         descriptor = describe(image, self._manager.fqrn, str(reference))
+        index: tuple[str, ...] | None = None
         if by_digest:
             reference = Reference(reference.registry, reference.repository, None, image.manifest_digest)
+        else:
+            index = tuple(one.image.manifest_digest for one in opened.images) if opened.is_index else ()
         return ImageRecord(
-            reference, image.manifest_digest, json.loads(image.manifest.raw), image.config.document(), descriptor
+            reference, image.manifest_digest, json.loads(image.manifest.raw), image.config.document(), descriptor, index
         )
 
     def _check_size(self, opened: OpenedSource) -> None:
@@ -155,7 +157,7 @@ def _chosen(choice: ImageChoice, platforms: Platforms, source: str) -> Sequence[
     if platforms.every:
         images = choice.every()
         if not images:
-            raise UserError(f"{source} is an index without any image.")
+            raise NoImageError(f"{source} is an index without any image.")
         return images
     if not platforms.is_one:
         return choice.some(platforms.wanted, name=source)
@@ -168,4 +170,4 @@ def _reference(image: ImageSource, source: str, name: str) -> Reference:
         return Reference.parse(name)
     if image.reference is not None:
         return image.reference
-    raise UserError(f"{source} does not tell the name of the image.", hint="Give one with --tag REGISTRY/NAME:TAG.")
+    raise UserError(f"{source} gives no name for the image.", hint="Give one with --tag REGISTRY/NAME:TAG.")

@@ -1,24 +1,24 @@
-"""Images out of a repository: records by name, and the layers that no record names. In a transaction of the caller's.
+"""Removes images from a repository in the caller's transaction: records by name, and layers that no record names.
 
-Only what a conversion of ours published counts: a layer without facts beside it is somebody else's and stays. What is
-removed is gone from the next revision; its objects stay until garbage is collected. One thread.
+Only layers that mica published are removed: a layer without facts beside it is another tool's and stays. Removed layers
+are gone from the next revision; their objects stay until garbage is collected. One thread.
 """
 
 from collections.abc import Iterable, Iterator
 
-from mica.digest import Suffix
 from mica.publish.catalogtree import CatalogTree, parent_path
+from mica.publish.storedfiles import load_file
 from mica.repo.entry import Entry
-from mica.repo.objects import unpack
-from mica.store.base import ObjectStore, read_limited
+from mica.store.base import ObjectStore
 from mica.thin.layout import (
     CHAINS,
     IMAGES,
     LAYERS,
     chain_target,
+    chained_layer,
     facts_path,
     layer_path,
-    metadata_image_path,
+    metadata_image_paths,
     trace_path,
 )
 from mica.thin.record import RECORD_LIMIT, ImageRecord, parse_record
@@ -27,13 +27,14 @@ _FACTS_SUFFIX = b".json"
 
 
 def list_records(catalogs: CatalogTree, store: ObjectStore) -> Iterator[tuple[bytes, ImageRecord]]:
-    """Paths and records of all images. Raises UserError for a record that is none."""
-    for path, entry in _files_below(catalogs, IMAGES):
-        yield path, parse_record(_content(catalogs, store, path, entry), path.decode("utf-8", "replace"))
+    """Paths and records of all images. Raises UserError for a malformed record."""
+    for path, _ in files_below(catalogs, IMAGES):
+        data = load_file(catalogs, store, path, limit=RECORD_LIMIT)
+        yield path, parse_record(data or b"", path.decode("utf-8", "replace"))
 
 
 def remove_record(catalogs: CatalogTree, path: bytes) -> bool:
-    """Forget an image, and the directories that it was the last in; False if it was not there."""
+    """Remove an image's record, and directories that become empty; False if it was not there."""
     if catalogs.find(path) is None:
         return False
     catalogs.remove(path)
@@ -43,25 +44,40 @@ def remove_record(catalogs: CatalogTree, path: bytes) -> bool:
 
 
 def unused_layers(catalogs: CatalogTree, records: Iterable[ImageRecord]) -> set[str]:
-    """Layers of ours that none of the records names, by the hex of their digests."""
+    """Layers that mica published and that no record names, by the hex of their digests."""
     used = {layer.digest for record in records for layer in record.descriptor.layers}
-    return set(_own_layers(catalogs)) - used
+    return set(own_layers(catalogs)) - used
 
 
 def remove_layers(catalogs: CatalogTree, layers: Iterable[str]) -> None:
-    """Remove layers with all that lies beside them, and the chain links to them."""
+    """Remove layers with the files beside them, and the chain links to them."""
     targets = set()
     for text in layers:
-        digest = f":{text}"
-        targets.add(chain_target(digest))
-        for path in (layer_path(digest), metadata_image_path(digest), trace_path(digest), facts_path(digest)):
+        targets.add(chain_target(f":{text}"))
+        for path in (layer_path(f":{text}"), *files_of_layer(text)):
             catalogs.remove(path)
-    for path, entry in list(_files_below(catalogs, CHAINS)):
+    for path, entry in list(files_below(catalogs, CHAINS)):
         if entry.target in targets:
             catalogs.remove(path)
 
 
-def _own_layers(catalogs: CatalogTree) -> Iterator[str]:
+def files_of_layer(text: str) -> list[bytes]:
+    """Where the files beside a layer may be; by the hex of its digest."""
+    digest = f":{text}"
+    return [*metadata_image_paths(digest), trace_path(digest), facts_path(digest)]
+
+
+def stray_chains(catalogs: CatalogTree) -> list[bytes]:
+    """Chain links whose layer is not there."""
+    return [
+        path
+        for path, entry in files_below(catalogs, CHAINS)
+        if (layer := chained_layer(entry.target)) and catalogs.find(layer_path(layer)) is None
+    ]
+
+
+def own_layers(catalogs: CatalogTree) -> Iterator[str]:
+    """Layers that mica published, by hex."""
     if catalogs.find(LAYERS) is None:
         return
     for directory in catalogs.children(LAYERS):
@@ -71,7 +87,8 @@ def _own_layers(catalogs: CatalogTree) -> Iterator[str]:
                     yield entry.name.removesuffix(_FACTS_SUFFIX).decode("ascii", "replace")
 
 
-def _files_below(catalogs: CatalogTree, directory: bytes) -> Iterator[tuple[bytes, Entry]]:
+def files_below(catalogs: CatalogTree, directory: bytes) -> Iterator[tuple[bytes, Entry]]:
+    """Everything but directories, with paths; nothing if the directory is not there."""
     if catalogs.find(directory) is None:
         return
     pending = [directory]
@@ -83,14 +100,3 @@ def _files_below(catalogs: CatalogTree, directory: bytes) -> Iterator[tuple[byte
                 pending.append(path)
             else:
                 yield path, entry
-
-
-def _content(catalogs: CatalogTree, store: ObjectStore, path: bytes, entry: Entry) -> bytes:
-    chunks = catalogs.chunks(path)
-    pieces = [(chunk.digest, Suffix.CHUNK) for chunk in chunks]
-    if entry.digest is not None and not chunks:
-        pieces = [(entry.digest, Suffix.FILE)]
-    return b"".join(
-        unpack(read_limited(store, digest.object_path(suffix), RECORD_LIMIT), digest, limit=RECORD_LIMIT)
-        for digest, suffix in pieces
-    )

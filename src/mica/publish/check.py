@@ -3,10 +3,10 @@
     for finding in check_repository(fetcher, fqrn, master_keys, objects="hash", work=directory):
         print(finding.severity, finding.where, finding.sentence)
 
-Findings come while the walk goes on. No finding of severity error means that the repository is whole: every path of the
-newest revision can be read. A place that does not answer is a TemporaryError, not a finding. What is checked in one
-catalog stands in `checkcatalog.py` and `checkentry.py`. Old revisions are not walked; tags are looked up. The digest of
-the reflog in the manifest is not compared: garbage collection and replicas leave it behind (docs/format/history.md).
+Findings come during the walk. A repository without a finding of severity error is whole: every path of the newest
+revision can be read. A server that does not answer is a TemporaryError, not a finding. The rules for one catalog are in
+`checkcatalog.py` and `checkentry.py`. Old revisions are not walked; tags are looked up. The digest of the reflog in the
+manifest is not compared, because it is stale after garbage collection and on replicas (docs/format/history.md).
 
 Memory is bounded: catalogs are files in `work`, one open at a time; the objects met so far are a table there. The
 caller's thread walks, a few threads look at objects.
@@ -25,29 +25,33 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mica.digest import Digest, Suffix
 from mica.errors import IntegrityError, NotFoundError
-from mica.fetch.client import ObjectName, copy_verified, read_whole
+from mica.fetch.client import catalog_object
+from mica.fetch.documents import read_whole
 from mica.fetch.download import Fetcher
-from mica.publish.checkcatalog import CatalogCheck, Mountpoint, check_subtree, shown
+from mica.fetch.verify import copy_verified
+from mica.publish.checkcatalog import CatalogCheck, Mountpoint, check_subtree
 from mica.publish.checkobjects import Finding, Nowhere, ObjectCheck, Wanted
-from mica.repo.catalog import Catalog, NestedCatalog
+from mica.repo.catalog import CATALOG_LIMIT, COUNTERS, Catalog, NestedCatalog
 from mica.repo.catalogwriter import NO_COUNTS, add_counts
 from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
 from mica.repo.history import TRUNK, RefKind, parse_history, parse_reflog
 from mica.repo.manifest import NAME as MANIFEST
+from mica.repo.manifest import READ_LIMIT as MANIFEST_LIMIT
 from mica.repo.manifest import Manifest
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression, unpack
 from mica.repo.trust import CERTIFICATE_LIMIT, RevisionTrust
 from mica.repo.whitelist import NAME as WHITELIST
 from mica.repo.whitelist import SIZE_LIMIT as WHITELIST_LIMIT
-from mica.store.base import Readable
+from mica.streams import Readable
+from mica.texts import printable_path
 
 __all__ = ["CheckProgress", "Finding", "check_repository"]
 
 REFLOG = ".cvmfsreflog"
-_MANIFEST_LIMIT = 64 << 10
 _METAINFO_LIMIT = 64 << 10
-_CATALOG_LIMIT = 4 << 30
 _TELL_EVERY = 1024
+_KINDS = ("regular", "symlink", "special", "dir")
 
 # https://www.sqlite.org/fileformat.html#the_database_header
 _HEADER_BYTES = 100
@@ -56,11 +60,12 @@ _UTF_8 = (1).to_bytes(4, "big")
 
 
 class CheckProgress(NamedTuple):
-    """How far a check has come."""
+    """The progress of a check. `of_entries` is what the root catalog says there are."""
 
     catalogs: int
     entries: int
     objects: int
+    of_entries: int = 0
 
 
 def check_repository(
@@ -74,11 +79,11 @@ def check_repository(
     threads: int = 4,
     progress: Callable[[CheckProgress], None] | None = None,
 ) -> Iterator[Finding]:
-    """Everything that is wrong with the newest revision and what belongs to it.
+    """All faults of the newest revision and of the files that belong to it.
 
     `objects`: "exist" asks for each data object, "hash" reads and unpacks it too; catalogs, history, certificate and
-    meta-info are always verified. `work` is an existing directory on a disk with room for the largest catalog; what is
-    put there is removed when the iterator ends. Raises TemporaryError when the repository cannot be reached.
+    meta-info are always verified. `work` is an existing directory on a disk with room for the largest catalog; files
+    in it are removed when the iterator ends. Raises TemporaryError when the repository cannot be reached.
     """
     with (
         tempfile.TemporaryDirectory(prefix="check-", dir=work) as directory,
@@ -105,7 +110,7 @@ def _check_trust(
     trust = RevisionTrust(fqrn, master_keys, where=fetcher.where)
     step, manifest = MANIFEST, None
     try:
-        manifest = trust.take_manifest(_fetch(fetcher, MANIFEST, _MANIFEST_LIMIT, fresh=True))
+        manifest = trust.take_manifest(_fetch(fetcher, MANIFEST, MANIFEST_LIMIT, fresh=True))
         step = manifest.certificate.object_path(Suffix.CERTIFICATE)
         trust.take_certificate(_fetch(fetcher, step, CERTIFICATE_LIMIT))
         step = WHITELIST
@@ -147,7 +152,7 @@ def _check_history(fetcher: Fetcher, manifest: Manifest, data: ObjectCheck) -> I
     if trunk is not None and trunk.root_catalog != manifest.root_catalog:
         yield Finding("warning", path, f"Tag {TRUNK} names {trunk.root_catalog}, not the newest revision.")
     for tag in history.tags.values():
-        name = ObjectName(tag.root_catalog, Suffix.CATALOG, Compression.ZLIB, tag.size or None, _CATALOG_LIMIT)
+        name = catalog_object(NestedCatalog(b"", tag.root_catalog, tag.size))
         yield from data.ask(Wanted(f"tag {tag.name}", name, missing="warning"))
 
 
@@ -184,7 +189,7 @@ def _check_alternative_paths(fetcher: Fetcher, manifest: Manifest) -> Iterator[F
         if digest is None:
             continue
         path = f".cvmfsalt-{digest}{suffix}"
-        name = ObjectName(digest, suffix, Compression.ZLIB, None, _CATALOG_LIMIT)
+        name = ObjectName(digest, suffix, Compression.ZLIB, None, CATALOG_LIMIT)
         try:
             fetcher.fetch(path, partial(copy_verified, sink=Nowhere(), name=name))
         except (IntegrityError, NotFoundError) as error:
@@ -193,7 +198,7 @@ def _check_alternative_paths(fetcher: Fetcher, manifest: Manifest) -> Iterator[F
 
 @dataclass(slots=True)
 class _Frame:
-    """A catalog whose nested catalogs are being checked: what it states of them, and their sum so far."""
+    """A catalog whose nested catalogs are being checked: its counters for them, and their sum so far."""
 
     path: bytes
     stated: tuple[int, ...]
@@ -218,6 +223,7 @@ class _CatalogWalk:
         self._progress = progress
         self._catalogs = 0
         self._entries = 0
+        self._of_entries = 0
 
     def run(self, manifest: Manifest) -> Iterator[Finding]:
         reference = NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size)
@@ -242,18 +248,19 @@ class _CatalogWalk:
     def _check_catalog(
         self, reference: NestedCatalog, mountpoint: Mountpoint | None, revision: int | None
     ) -> Generator[Finding, None, tuple[_Frame, tuple[int, ...]] | None]:
-        """Check one catalog; what remains to be done below it, and its total counters; None if it cannot be read."""
-        where = shown(reference.path)
-        size = reference.size or None
-        name = ObjectName(reference.digest, Suffix.CATALOG, Compression.ZLIB, size, _CATALOG_LIMIT)
+        """Check one catalog. Returns the work left below it, and its total counters; None if it cannot be read."""
+        where = printable_path(reference.path)
+        name = catalog_object(reference)
         try:
-            self._fetcher.fetch(reference.digest.object_path(Suffix.CATALOG), partial(self._store, name))
+            self._fetcher.fetch(name.path, partial(self._store, name))
             with Catalog.open(self._path.absolute(), f"{reference.digest} of {where}") as catalog:
                 yield from self._check_file(where)
                 if revision is not None and catalog.revision != revision:
                     sentence = f"The root catalog has revision {catalog.revision}, the manifest {revision}."
                     yield Finding("error", where, sentence)
                 check = CatalogCheck(catalog, mountpoint)
+                if mountpoint is None:
+                    self._of_entries = sum(check.total[COUNTERS.index(kind)] for kind in _KINDS)
                 yield from self._run(check)
                 return _Frame(reference.path, check.below, check.mountpoints), check.total
         except (IntegrityError, NotFoundError) as error:
@@ -274,7 +281,9 @@ class _CatalogWalk:
 
     def tell(self, more_entries: int = 0) -> None:
         if self._progress is not None:
-            self._progress(CheckProgress(self._catalogs, self._entries + more_entries, self._data.looked_at))
+            self._progress(
+                CheckProgress(self._catalogs, self._entries + more_entries, self._data.looked_at, self._of_entries)
+            )
 
     def _store(self, name: ObjectName, stream: Readable) -> None:
         with self._path.open("wb") as file:

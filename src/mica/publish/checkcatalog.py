@@ -1,29 +1,27 @@
-"""Rules for one catalog (docs/format/catalog.md, "Rules"): every row, its place in the tree, and the counters.
+"""Rules for one catalog (docs/format/catalog.md): every row, its place in the tree, and the counters.
 
-`CatalogCheck.run` walks the tree of one catalog and yields what is wrong and which objects have to exist; afterwards
-`mountpoints` says where to go on. Memory: the entries of one directory at a time, and one number for each hard link
-group. Called by `check.py`; no I/O but SQLite; one thread.
+`CatalogCheck.run` walks the tree of one catalog and yields faults and the objects that have to exist; afterwards
+`mountpoints` has the nested catalogs to check next. Memory: the paths of directories that are not yet walked, and one
+number for each hard link group. Called by `check.py`; no I/O but SQLite; one thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mica.digest import NULL_PATH_HASH, Suffix, path_hash
+from mica.digest import NULL_PATH_HASH, path_hash
 from mica.errors import IntegrityError
-from mica.fetch.client import ObjectName
 from mica.publish.checkentry import broken_rules
 from mica.publish.checkobjects import Finding, Wanted
-from mica.repo.catalog import COUNTERS, Catalog, NestedCatalog, Row, is_transition
+from mica.repo.catalog import COUNTERS, COUNTERS_SINCE, Catalog, NestedCatalog, Row, is_transition
 from mica.repo.catalogwriter import NO_COUNTS
 from mica.repo.entry import MARKER, Chunk, Entry, Flag
+from mica.repo.objectname import chunk_object, file_object
+from mica.texts import printable, printable_path
 
 NESTED_ENTRIES = 500_000
 ROOT_ENTRIES = 200_000
 FILE_BYTES = 1024 << 20
-"""Above these the reference checker warns: a catalog or file is downloaded whole, or opened slowly."""
-
-_SINCE = {"xattr": 2, "external": 3, "external_file_size": 3, "special": 5}
-"""Schema revisions that brought counters; the others were always there."""
+"""The reference checker warns above these limits: a catalog or file is downloaded whole, or opened slowly."""
 
 
 class Mountpoint(NamedTuple):
@@ -47,7 +45,7 @@ class CatalogCheck:
         self._visited = 0
         self._subdirectories = 0
         self._has_marker = False
-        self._pending: list[tuple[bytes, Row]] = []
+        self._pending: list[tuple[bytes, int]] = []
         self.mountpoints: list[Mountpoint] = []
         """Filled by `run`: the catalogs mounted in this one, bind mountpoints left out."""
 
@@ -71,7 +69,7 @@ class CatalogCheck:
         if damage := self._catalog.damage():
             yield self._error(self._top, f"its catalog {self._catalog.name} is damaged: {damage}")
         if self._catalog.root_prefix != self._top:
-            yield self._error(self._top, f"its catalog says it belongs to {shown(self._catalog.root_prefix)}")
+            yield self._error(self._top, f"its catalog says it belongs to {printable_path(self._catalog.root_prefix)}")
             return
         if set(self._nested) & set(self._binds):
             yield self._error(self._top, "its catalog has a nested catalog and a bind mountpoint at one path")
@@ -80,7 +78,7 @@ class CatalogCheck:
             yield self._error(self._top, "its catalog has no entry for its own root")
             return
         yield from self._check_root(root)
-        self._pending.append((self._top, root))
+        self._pending.append((self._top, root.entry.links))
         while self._pending:
             yield from self._check_directory(*self._pending.pop())
         yield from self._check_whole()
@@ -91,7 +89,7 @@ class CatalogCheck:
         if self._catalog.parent_of(row.rowid) != parent:
             yield self._error(self._top, "the root of its catalog has a wrong parent")
         if entry.name != self._top[self._top.rfind(b"/") + 1 :]:
-            yield self._error(self._top, f"the root of its catalog has the name {shown(entry.name)}")
+            yield self._error(self._top, f"the root of its catalog has the name {printable(entry.name)}")
         if not entry.is_directory or bool(entry.flags & Flag.NESTED_ROOT) != bool(self._top) or is_transition(entry):
             yield self._error(self._top, f"the root of its catalog has wrong flags {entry.flags:#x}")
         if self._mounted is not None:
@@ -106,17 +104,21 @@ class CatalogCheck:
                 problem = f"its mountpoint and the root of its catalog differ in {name}: {theirs!r}, {ours!r}"
                 yield self._error(self._top, problem)
 
-    def _check_directory(self, path: bytes, row: Row) -> Iterator[Finding | Wanted]:
-        """Everything about the children of a directory; directories among them are left pending."""
-        try:
-            children = self._catalog.children(path_hash(path))
-        except IntegrityError as error:
-            self._is_whole = False
-            yield Finding("error", shown(path), str(error))
-            return
+    def _check_directory(self, path: bytes, links: int) -> Iterator[Finding | Wanted]:
+        """Checks the children of a directory; directories among them are left pending."""
+        children = self._catalog.children_by_name(path_hash(path))
         subdirectories = 0
+        last = b""
         groups: dict[int, list[Row]] = {}
-        for child in children:
+        while True:
+            try:
+                child = next(children, None)
+            except IntegrityError as error:
+                self._is_whole = False
+                yield Finding("error", printable_path(path), str(error))
+                return
+            if child is None:
+                break
             below = path + b"/" + child.entry.name
             if not child.entry.name:
                 yield self._error(path, "it holds an entry without a name")
@@ -126,6 +128,12 @@ class CatalogCheck:
                 yield self._error(below, "its key is not the hash of its path")
                 self._is_whole = False
                 continue
+            if child.entry.name == last:
+                # A catalog without a primary key. To walk both would take 2^n steps for n such directories in a row.
+                yield self._error(below, "it is in its directory twice")
+                self._is_whole = False
+                continue
+            last = child.entry.name
             yield from self._check_entry(below, child)
             if child.entry.group:
                 groups.setdefault(child.entry.group, []).append(child)
@@ -134,10 +142,10 @@ class CatalogCheck:
                 if is_transition(child.entry):
                     yield from self._check_mountpoint(below, child)
                 else:
-                    self._pending.append((below, child))
+                    self._pending.append((below, child.entry.links))
         yield from self._check_groups(path, groups)
-        if row.entry.links != subdirectories + 2:
-            yield self._error(path, f"it has {row.entry.links} links but {subdirectories} subdirectories")
+        if links != subdirectories + 2:
+            yield self._error(path, f"it has {links} links but {subdirectories} subdirectories")
 
     def _check_entry(self, path: bytes, row: Row) -> Iterator[Finding | Wanted]:
         self._visited += 1
@@ -146,42 +154,40 @@ class CatalogCheck:
         problems = list(broken_rules(entry))
         for problem in problems:
             yield self._error(path, f"it {problem}")
-        if entry.name == MARKER:
-            yield from self._check_marker(path, entry)
+        if entry.name == MARKER and path != self._top:
+            yield from self._check_marker(path)
         if entry.flags & Flag.NESTED_ROOT and path != self._top:
             yield self._error(path, "it is flagged as the root of a catalog but lies inside one")
         if entry.is_regular and entry.size > FILE_BYTES:
-            yield Finding("warning", shown(path), f"It has {entry.size} bytes, more than {FILE_BYTES}.")
+            yield Finding("warning", printable_path(path), f"It has {entry.size} bytes, more than {FILE_BYTES}.")
         if entry.is_regular and not problems:
             yield from self._wanted_objects(path, row)
 
     def _wanted_objects(self, path: bytes, row: Row) -> Iterator[Finding | Wanted]:
         entry = row.entry
-        chunks: list[Chunk] = []
+        chunks: Sequence[Chunk] = ()
         if entry.flags & Flag.CHUNKED:
             try:
                 chunks = self._catalog.chunks(row)
             except IntegrityError as error:
                 self._is_whole = False
-                yield Finding("error", shown(path), str(error))
+                yield Finding("error", printable_path(path), str(error))
                 return
-            if not chunks:
-                yield self._error(path, "it is said to have chunks but has none")
         self._own["chunks"] += len(chunks)
         if entry.flags & Flag.EXTERNAL:
             return
         for chunk in chunks:
-            yield Wanted(shown(path), ObjectName(chunk.digest, Suffix.CHUNK, entry.compression, chunk.size))
-        if entry.digest is not None:
-            yield Wanted(shown(path), ObjectName(entry.digest, Suffix.FILE, entry.compression, entry.size))
+            yield Wanted(printable_path(path), chunk_object(chunk, entry.compression))
+        whole = file_object(entry)
+        if whole is not None:
+            yield Wanted(printable_path(path), whole)
 
-    def _check_marker(self, path: bytes, entry: Entry) -> Iterator[Finding]:
+    def _check_marker(self, path: bytes) -> Iterator[Finding]:
+        """Only the name counts, as for the stock checker: a layer may have a directory or a link of that name."""
         if path == b"/" + MARKER:
-            yield Finding("warning", shown(path), "A marker of a nested catalog means nothing at the top.")
+            yield Finding("warning", printable_path(path), "A marker of a nested catalog means nothing at the top.")
         elif path != self._top + b"/" + MARKER:
             yield self._error(path, "it is a marker of a nested catalog where there is none")
-        elif not entry.is_regular:
-            yield self._error(path, "it is a marker of a nested catalog but no regular file")
         self._has_marker = True
 
     def _check_mountpoint(self, path: bytes, row: Row) -> Iterator[Finding]:
@@ -206,7 +212,7 @@ class CatalogCheck:
                 yield self._error(path, f"the members of hard link group {group} differ")
 
     def _check_whole(self) -> Iterator[Finding]:
-        """What can be said only after all rows were seen."""
+        """Checks that need all rows."""
         if self._top and not self._has_marker:
             yield self._error(self._top, f"its nested catalog has no {MARKER.decode()}")
         for path in (*self._nested, *self._binds):
@@ -222,13 +228,15 @@ class CatalogCheck:
             yield from self._check_counters()
         limit = NESTED_ENTRIES if self._top else ROOT_ENTRIES
         if self._visited > limit:
-            yield Finding("warning", shown(self._top), f"Its catalog has {self._visited} entries, more than {limit}.")
+            yield Finding(
+                "warning", printable_path(self._top), f"Its catalog has {self._visited} entries, more than {limit}."
+            )
 
     def _check_counters(self) -> Iterator[Finding]:
         stated = self._catalog.counters()
         revision = self._catalog.schema_revision
         for name, value in self._own.items():
-            if revision < _SINCE.get(name, 0):
+            if revision < COUNTERS_SINCE.get(name, 0):
                 continue
             if f"self_{name}" not in stated or f"subtree_{name}" not in stated:
                 yield self._error(self._top, f"its catalog lacks the counter {name}")
@@ -252,7 +260,7 @@ class CatalogCheck:
 
     @staticmethod
     def _error(path: bytes, problem: str) -> Finding:
-        return Finding("error", shown(path), f"{problem[0].upper()}{problem[1:]}.")
+        return Finding("error", printable_path(path), f"{problem[0].upper()}{problem[1:]}.")
 
 
 def check_subtree(mountpoint: bytes, stated: tuple[int, ...], children: tuple[int, ...]) -> Iterator[Finding]:
@@ -260,12 +268,7 @@ def check_subtree(mountpoint: bytes, stated: tuple[int, ...], children: tuple[in
     for name, ours, theirs in zip(COUNTERS, stated or NO_COUNTS, children, strict=True):
         if ours != theirs:
             sentence = f"Its catalog counts {ours} {name} in the catalogs below it, they say {theirs}."
-            yield Finding("error", shown(mountpoint), sentence)
-
-
-def shown(path: bytes) -> str:
-    """A path as text that fits on one line."""
-    return ascii(path.decode("utf-8", "surrogateescape"))[1:-1] if path else "/"
+            yield Finding("error", printable_path(mountpoint), sentence)
 
 
 def _same_file(entry: Entry) -> Entry:

@@ -1,9 +1,9 @@
-"""Rules for one entry of a catalog, by itself (docs/format/catalog.md, "Rules"). Pure; called by `checkcatalog.py`."""
+"""Rules for one entry of a catalog, by itself (docs/format/catalog.md). Pure; called by `checkcatalog.py`."""
 
 import stat
 from collections.abc import Iterator
 
-from mica.repo.entry import XATTR_VERSION, Entry, Flag, flags_for, parse_xattrs
+from mica.repo.entry import XATTR_VERSIONS, Entry, Flag, flags_for, parse_xattrs
 
 _KIND = Flag.DIRECTORY | Flag.FILE | Flag.LINK | Flag.SPECIAL
 _CONTENT_BITS = 0x3F << 8
@@ -12,7 +12,7 @@ _ROLES = (Flag.MOUNTPOINT, Flag.NESTED_ROOT, Flag.BIND_MOUNTPOINT)
 
 
 def broken_rules(entry: Entry) -> Iterator[str]:
-    """What is wrong with an entry, as the second half of a sentence about it."""
+    """The faults of an entry, each as the second half of a sentence about it."""
     if stat.S_IFMT(entry.mode) not in _TYPES:
         yield f"has mode {entry.mode:o}, which is no type of file"
         return
@@ -53,7 +53,7 @@ def _broken_other_rules(entry: Entry) -> Iterator[str]:
     if stat.S_ISLNK(entry.mode):
         if not entry.target:
             yield "is a symbolic link without a target"
-        if entry.size not in {0, len(entry.target)}:  # 0 is what the stock server's tar ingestion writes
+        if entry.size not in {0, len(entry.target)}:  # the stock server's tar ingestion writes 0
             yield f"has size {entry.size} but a target of {len(entry.target)} bytes"
     elif (stat.S_ISFIFO(entry.mode) or stat.S_ISSOCK(entry.mode)) and entry.size:
         yield f"has size {entry.size} though it is a fifo or socket"
@@ -76,5 +76,5 @@ def _broken_link_rules(entry: Entry) -> Iterator[str]:
 
 
 def _is_sound_blob(blob: bytes) -> bool:
-    """Trailing bytes are ignored by readers; fewer attributes than announced are not."""
-    return len(blob) >= 2 and blob[0] == XATTR_VERSION and len(parse_xattrs(blob)) == blob[1]
+    """Readers ignore trailing bytes, but not fewer attributes than announced."""
+    return len(blob) >= 2 and blob[0] in XATTR_VERSIONS and len(parse_xattrs(blob)) == blob[1]

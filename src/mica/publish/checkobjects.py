@@ -1,7 +1,8 @@
-"""Whether objects exist and are what catalogs say: each is looked at once, by a few threads, while the caller walks on.
+"""Checks that objects exist and have the content that catalogs name. A few threads look at each object once, while the
+caller walks on.
 
-What was asked for is kept in a table on disk, so memory does not grow with the repository. Called by `check.py`; the
-caller's side is one thread.
+A table on disk has the objects that were asked for, so memory does not grow with the repository. Called by `check.py`;
+the caller's side is one thread.
 """
 
 import sqlite3
@@ -13,17 +14,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from mica.errors import IntegrityError, NotFoundError
-from mica.fetch.client import ObjectName, copy_verified
 from mica.fetch.download import Fetcher
-from mica.store.base import Readable
+from mica.fetch.verify import copy_verified
+from mica.repo.objectname import ObjectName
+from mica.streams import Readable
 
 _BATCH = 64
 _PEEK_BYTES = 64 << 10
-"""Of an object whose existence is all that is asked: most are read whole, which keeps an HTTP connection."""
+"""Bytes to read of an object that only has to exist: most are read whole, which keeps the HTTP connection."""
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong. `where` is the path in the repository or the file it is about."""
+    """One fault. `where` is the path in the repository or the file that has it."""
 
     severity: Literal["error", "warning"]
     where: str
@@ -31,7 +33,7 @@ class Finding(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """An object that has to exist; `missing` is how bad it is if it does not."""
+    """An object that has to exist; `missing` is the severity if it does not."""
 
     where: str
     name: ObjectName
@@ -65,8 +67,10 @@ class ObjectCheck:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After Ctrl-C the check does not wait for a server that does not answer.
+        is_interrupted = kind is not None and not issubclass(kind, Exception)
+        self._pool.shutdown(wait=not is_interrupted, cancel_futures=True)
         self._seen.close()
 
     def ask(self, wanted: Wanted) -> Iterator[Finding]:
@@ -106,7 +110,7 @@ class ObjectCheck:
         name = wanted.name
         consume = partial(copy_verified, sink=Nowhere(), name=name) if self._in_full else _peek
         try:
-            self._fetcher.fetch(name.digest.object_path(name.suffix), consume)
+            self._fetcher.fetch(name.path, consume)
         except NotFoundError as error:
             return Finding(wanted.missing, wanted.where, str(error))
         except IntegrityError as error:

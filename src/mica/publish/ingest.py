@@ -1,35 +1,39 @@
 """Archives into a repository: file data to objects as the archive streams by, then rows for its tree.
 
-`read_archive` does the first half; `build_layer_catalog` makes a catalog of its own out of the tree, the same bytes for
-the same archive wherever it is converted; `merge_archive` puts the tree into existing catalogs. One thread besides
-those of the object writer.
+`read_archive` does the first half. `build_layer_catalog` makes a catalog of its own out of the tree; the same archive
+gives the same bytes on every host. `merge_archive` puts the tree into existing catalogs. One thread besides those of
+the object writer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from mica.errors import UserError
+from mica.publish.balance import LAYER_CATALOGS, CatalogRules, Directory, plan_split
 from mica.publish.catalogtree import (
     CatalogTree,
     SealedCatalog,
     base_name,
     directory_entry,
+    mountpoint_entry,
     parent_path,
     seal_catalog,
-    shown,
 )
-from mica.publish.layertree import LayerReport, LayerTree, Mode
+from mica.publish.layertree import LayerReport, LayerTree, Mode, Node
 from mica.publish.objectwriter import HasContent, ObjectWriter
-from mica.publish.treerows import TreeRows, entry_of
-from mica.repo.catalogwriter import NO_COUNTS, CatalogWriter, Stamp
-from mica.repo.entry import Entry
-from mica.store.base import ObjectStore, Readable
+from mica.publish.tagdirectories import RESERVED
+from mica.publish.treerows import TreeRows, entry_of, marked_directories
+from mica.repo.catalogwriter import CatalogWriter, Stamp, add_counts
+from mica.repo.entry import MARKER, Entry, Flag
+from mica.store.base import ObjectStore
+from mica.streams import Readable
 from mica.tarstream import Kind, TarLimits, read_tar
+from mica.texts import quoted_path
 
+MARKERS_MAX = 10_000
+"""Most directories of a layer with catalogs of their own, which cost some milliseconds each."""
 _ROWS_AT_ONCE = 4096
-RESERVED = b"/.cvmfs"
-"""Where old revisions are shown; not for publishers to write to."""
 
 
 class Archive(NamedTuple):
@@ -61,29 +65,120 @@ def read_archive(
 
 
 def build_layer_catalog(
-    archive: Archive, mountpoint: bytes, tree_name: bytes, files: Sequence[Entry], *, store: ObjectStore, work: Path
+    archive: Archive,
+    mountpoint: bytes,
+    tree_name: bytes,
+    files: Sequence[Entry],
+    *,
+    store: ObjectStore,
+    work: Path,
+    rules: CatalogRules = LAYER_CATALOGS,
 ) -> SealedCatalog:
-    """Make and store a catalog of its own for `mountpoint`, with the tree under `tree_name` and `files` beside it.
+    """Make and store a catalog of its own for `mountpoint`, with the tree under `tree_name` and `files` beside it, the
+    first of which is the marker. It is split only if the tree is larger than `rules` allow.
 
-    Its time stamp is that of the newest entry and its algorithm that of its files, so that it depends on nothing but
-    the archive: whoever converts a layer gets the same catalog.
+    Its time stamp is that of the newest entry and its algorithm that of its files. So it depends on the archive alone:
+    every conversion of a layer gives the same catalog.
     """
-    top = mountpoint + b"/" + tree_name
-    rows = TreeRows(archive.tree, top)
-    writer = CatalogWriter.create(work / "layer.sqlite", mountpoint, directory_entry(base_name(mountpoint)))
-    try:
-        writer.put_rows((mountpoint + b"/" + entry.name, entry) for entry in files)
-        writer.put_rows(rows)
-        for path, chunks in rows.chunks:
-            writer.put_chunks(path, chunks)
-        return seal_catalog(store, writer, Stamp(1, rows.newest_s), NO_COUNTS, files[0].algorithm)
-    except BaseException:
-        writer.discard()
-        raise
+    is_large = sum(archive.report.counts.values()) >= rules.most
+    parts = _LayerCatalogs(
+        archive.tree, mountpoint + b"/" + tree_name, store, work / "layer.sqlite", files[0], rules if is_large else None
+    )
+    parts.nest_marked()
+    return parts.build(mountpoint, directory_entry(base_name(mountpoint)), files)
+
+
+class _LayerCatalogs:
+    """The catalogs of one layer. The stock tools take every entry with a marker's name for a marker, and call it
+    abandoned in a directory without a catalog of its own. So each such directory gets one; the entry stays as it was.
+    A directory that gets one because of the tree's size gets a marker that is hidden: no container lists it.
+    """
+
+    def __init__(
+        self, tree: LayerTree, place: bytes, store: ObjectStore, file: Path, marker: Entry, rules: CatalogRules | None
+    ) -> None:
+        """`place`: the path of the tree in the repository; `file`: for the catalog that is being written; `rules`: None
+        if no catalog can be too large."""
+        self._tree = tree
+        self._place = place
+        self._store = store
+        self._file = file
+        self._algorithm = marker.algorithm
+        self._rules = rules
+        self._marker = marker._replace(flags=marker.flags | Flag.HIDDEN)
+        self._nested: dict[bytes, SealedCatalog] = {}
+
+    def nest_marked(self) -> None:
+        """Make the catalogs of all marked directories, inner ones first."""
+        marked = marked_directories(self._tree)
+        if len(marked) > MARKERS_MAX:
+            raise UserError(
+                f"The layer has {len(marked)} directories with a {MARKER.decode()}, more than {MARKERS_MAX}.",
+                hint="Each of them needs a catalog of its own.",
+            )
+        for path, node in reversed(marked):
+            place = self._place + path
+            self._nested[path] = self.build(place, entry_of(node, base_name(place)), (), top=(path, node))
+
+    def build(
+        self, mountpoint: bytes, root: Entry, files: Sequence[Entry], *, top: tuple[bytes, Node] | None = None
+    ) -> SealedCatalog:
+        """The catalog that begins at `top`, which is its root, or at the tree's root, which then is in it."""
+        if self._rules is not None:
+            self._nest_heavy(top, self._rules)
+        rows = TreeRows(self._tree, self._place, top=top, closed=self._nested)
+        mounted: dict[bytes, SealedCatalog] = {}
+        writer = CatalogWriter.create(self._file, mountpoint, root)
+        try:
+            writer.put_rows((mountpoint + b"/" + entry.name, entry) for entry in files)
+            writer.put_rows(self._below(mountpoint, rows, mounted))
+            for path, chunks in rows.chunks:
+                writer.put_chunks(path, chunks)
+            for path, sealed in mounted.items():
+                writer.put_nested(sealed.nested._replace(path=path))
+            below = add_counts(sealed.counters.total for sealed in mounted.values())
+            return seal_catalog(self._store, writer, Stamp(1, rows.newest_s), below, self._algorithm)
+        except BaseException:
+            writer.discard()
+            raise
+
+    def _nest_heavy(self, top: tuple[bytes, Node] | None, rules: CatalogRules) -> None:
+        """Make catalogs of subtrees if the one that begins at `top` would have too many entries."""
+        walk = self._tree.walk(top, closed=self._nested)
+        nodes = {path: node for path, node in walk if node.kind is Kind.DIRECTORY}
+        directories = {
+            path: Directory(
+                parent_path(path),
+                base_name(path),
+                0 if path in self._nested else len(node.children),
+                path not in self._nested,
+            )
+            for path, node in nodes.items()
+        }
+        if sum(directory.entries for directory in directories.values()) < rules.most:
+            return
+        for path in plan_split(top[0] if top else b"", directories, rules):
+            place, node = self._place + path, nodes[path]
+            root = entry_of(node, base_name(place))
+            self._nested[path] = self.build(place, root, [self._marker], top=(path, node))
+
+    def _below(
+        self, mountpoint: bytes, rows: TreeRows, mounted: dict[bytes, SealedCatalog]
+    ) -> Iterator[tuple[bytes, Entry]]:
+        """The rows of a catalog below its root; `mounted` gets the catalogs that are mounted in it."""
+        for path, entry in rows:
+            if path == mountpoint:
+                continue
+            sealed = self._nested.get(path[len(self._place) :]) if self._nested and entry.is_directory else None
+            if sealed is None:
+                yield path, entry
+            else:
+                mounted[path] = sealed
+                yield path, mountpoint_entry(sealed, entry.name)
 
 
 def merge_archive(archive: Archive, catalogs: CatalogTree, base: bytes, *, nested: bool, marker: Entry) -> None:
-    """Put the tree below a path: directories keep what they hold, everything else is replaced.
+    """Put the tree below a path: directories keep their other entries, everything else is replaced.
 
     With `nested` the path gets a catalog of its own; so does every directory with a marker file in the archive.
     """
@@ -100,29 +195,37 @@ def merge_archive(archive: Archive, catalogs: CatalogTree, base: bytes, *, neste
     for path, entry in rows:
         if path != base:
             _refuse_reserved(path)
+            _check_marker(path, entry)
             fresh.put(path, entry)
     fresh.flush()
     for path, chunks in rows.chunks:
         found = catalogs.find(path)
         assert found is not None
         catalogs.put(path, found, chunks)
-    for directory in rows.marked:
-        catalogs.nest(directory)
+    for path, _ in marked_directories(archive.tree):
+        catalogs.nest(base + path)
 
 
 def _check_base(catalogs: CatalogTree, base: bytes) -> None:
     found = catalogs.find(base)
     if found is None or not found.is_directory:
-        raise UserError(f"{shown(base)} in the repository is not a directory.")
+        raise UserError(f"{quoted_path(base)} in the repository is not a directory.")
+
+
+def _check_marker(path: bytes, entry: Entry) -> None:
+    if entry.name == MARKER and not entry.is_regular:
+        raise UserError(f"{quoted_path(path)} is not a regular file, which a catalog marker has to be.")
 
 
 def _refuse_reserved(path: bytes) -> None:
     if path == RESERVED or path.startswith(RESERVED + b"/"):
-        raise UserError(f"{shown(path)} cannot be published: the name is reserved for the catalogs of old revisions.")
+        raise UserError(
+            f"{quoted_path(path)} cannot be published: the name is reserved for the catalogs of old revisions."
+        )
 
 
 class _FreshRows:
-    """Rows on their way into the catalogs: those below new directories need no look at what was there."""
+    """Rows on their way into the catalogs. Rows below new directories need no look at old entries."""
 
     def __init__(self, catalogs: CatalogTree) -> None:
         self._catalogs = catalogs

@@ -1,34 +1,47 @@
-"""From the members of an archive to a layer tree: the plan of what is stored, not the storing.
+"""From the members of an archive to a layer tree: it plans the layer and stores nothing.
 
-Takes members in tar order, legal or hostile, and keeps a tree of nodes; everything that needs hindsight (attributes of
-directories, duplicates, hard links, whiteouts against entries) is decided by `finish()`. File data is never seen here:
-the caller stores it when `add()` hands out a node and puts what it got into `node.content`, so a layer of a million
-entries streams. Pure; called by publishing only; one tree belongs to one thread.
+It takes members in tar order, legal or hostile, and keeps a tree of nodes. `finish()` decides everything that needs the
+whole archive: attributes of directories, duplicates, hard links, whiteouts against entries. File data is never seen
+here: when `add()` hands out a node, the caller stores its data and puts the result into `node.content`, so a layer of a
+million entries streams. Pure; called by publishing only; one tree belongs to one thread.
 
 Sources of the rules: OCI image-spec layer.md (whiteouts, hard links); the kernel's overlayfs.rst (what a layer tree
 looks like); `tar -x` (the last member of a name wins); docs/format/catalog.md (limits of attributes and links).
 
-Two deliberate differences from engines, both on the side of refusing: a member below a symbolic link of the archive
-(engines follow it inside the root), and a character device 0:0 in a layer (overlayfs would take it for a whiteout).
+Members of a layer below a symbolic link of the same layer go where it leads inside the root, as engines unpack them. In
+a plain archive such members are refused, because its links may mean the repository around it. One deliberate difference
+from engines: a character device 0:0 in a layer is refused, because overlayfs would take it for a whiteout.
 """
 
 import enum
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mica.errors import UserError
-from mica.metaimage.xattrs import OPAQUE, OVERLAY_PREFIX
-from mica.oci.whiteouts import AUFS_PREFIX, OPAQUE_MARKER, WHITEOUT_PREFIX
-from mica.tarstream import Kind, TarEntry, printable, quoted
+from mica.oci.layermembers import engine_time, is_aufs, path_parts
+from mica.repo.entry import XATTR_LIMIT, XATTR_VALUE_LIMIT
+from mica.tarstream import Kind, TarEntry
+from mica.texts import printable, printable_path, quoted
+from mica.unionsigns import (
+    AUFS_PREFIX,
+    OPAQUE,
+    OPAQUE_MARKER,
+    ORIGIN,
+    OVERLAY_PREFIX,
+    WHITEOUT_PREFIX,
+    is_overlay_attribute,
+    is_whiteout_name,
+)
 
 # ruff: noqa: SLF001 - tree and node are one thing in two classes
 
-XATTR_MAX_BYTES = 255
-XATTR_MAX_COUNT = 255
+XATTR_TOTAL_BYTES = 128 << 10
+"""Most bytes of all attributes of one file, well below what a metadata image can hold for one."""
 LIST_CAP = 1000
+_LIST_CHARACTERS = 1 << 20
 _LINKS_SHOWN = 20
 
 _TYPE_BITS = {
@@ -45,7 +58,11 @@ _MODES = tuple(range(0o10000))  # one shared object per mode
 _NODE_BYTES = 300
 _XATTR_BYTES = 120
 _MAX_MEMORY_BYTES = 4 << 30
-_INT64_MAX = 2**63 - 1
+_LINKS_FOLLOWED = 40  # as many as the kernel follows on one path (MAXSYMLINKS)
+_LINK_STEPS = 1 << 26
+"""Names looked up on all ways through links of one archive, about half a minute: a short name can cost thousands."""
+_LINK_MODE = 0o777
+"""Mode of every symbolic link: Linux has no other (symlink(7)), so unpacking never gives another mode."""
 
 
 class Mode(enum.Enum):
@@ -115,7 +132,7 @@ class Node:
 
     @property
     def is_whiteout(self) -> bool:
-        """Overlayfs's sign for "nothing here": a character device 0:0."""
+        """Overlayfs's sign for a removed name: a character device 0:0."""
         return self.kind is Kind.CHARACTER and self.device == 0
 
     def __repr__(self) -> str:
@@ -128,15 +145,17 @@ def _new_directory() -> Node:
 
 @dataclass(slots=True)
 class CappedList:
-    """The first thousand of something, and how many there were."""
+    """The first thousand of something, or the first MiB of its text, and how many there were."""
 
     items: list[object] = field(default_factory=list)
     total: int = 0
+    _room: int = _LIST_CHARACTERS
 
     def append(self, item: object) -> None:
         self.total += 1
-        if len(self.items) < LIST_CAP:
+        if len(self.items) < LIST_CAP and self._room > 0:
             self.items.append(item)
+            self._room -= len(str(item))
 
     def to_json(self) -> dict[str, object]:
         return {"total": self.total, "items": self.items}
@@ -154,6 +173,7 @@ class LayerReport:
     implied_directories: CappedList = field(default_factory=CappedList)
     split_hardlinks: CappedList = field(default_factory=CappedList)
     dropped_xattrs: CappedList = field(default_factory=CappedList)
+    changed_times: CappedList = field(default_factory=CappedList)
     whiteouts: CappedList = field(default_factory=CappedList)
     opaque: CappedList = field(default_factory=CappedList)
 
@@ -164,6 +184,7 @@ class LayerReport:
             "implied_directories": self.implied_directories.to_json(),
             "split_hardlinks": self.split_hardlinks.to_json(),
             "dropped_xattrs": self.dropped_xattrs.to_json(),
+            "changed_times": self.changed_times.to_json(),
             "whiteouts": self.whiteouts.to_json(),
             "opaque": self.opaque.to_json(),
         }
@@ -173,10 +194,13 @@ class LayerTree:
     """The tree of one archive: `add()` every member, `finish()` once, then `walk()`.
 
     `max_memory_bytes` bounds, by estimate, what the plan itself may hold; a hostile archive of deep names or huge
-    attributes is refused there. After an error the tree is of no use.
+    attributes is refused there. `max_link_steps` bounds the names looked up on all ways through links. After an error
+    the tree must not be used.
     """
 
-    def __init__(self, mode: Mode = LAYER, *, max_memory_bytes: int = _MAX_MEMORY_BYTES) -> None:
+    def __init__(
+        self, mode: Mode = LAYER, *, max_memory_bytes: int = _MAX_MEMORY_BYTES, max_link_steps: int = _LINK_STEPS
+    ) -> None:
         self.root = _new_directory()
         self._is_layer = mode is LAYER
         self._root_is_implied = True
@@ -185,14 +209,15 @@ class LayerTree:
         self._alone: set[Node] = set()  # directories of which lower layers show nothing
         self._report = LayerReport()
         self._memory_left = max_memory_bytes
+        self._steps_left = max_link_steps
         self._finished = False
 
     # Taking members
 
     def add(self, entry: TarEntry) -> Node | None:
-        """Take one member. The caller stores the data of a REGULAR node it gets; None says there is nothing to store.
+        """Take one member. The caller stores the data of a REGULAR node that it gets; None: there is nothing to store.
 
-        Raises UserError for whatever cannot or must not be unpacked.
+        Raises UserError for members that cannot or must not be unpacked.
         """
         if self._finished:
             raise ValueError("a finished layer tree takes no more members")
@@ -213,7 +238,7 @@ class LayerTree:
         if self._is_layer and entry.kind is Kind.CHARACTER and entry.device_major == entry.device_minor == 0:
             raise UserError(
                 f"Archive member {quoted(entry.name)} is a character device 0:0, which overlayfs takes for a deletion.",
-                hint="Layers say deletions with .wh. names.",
+                hint="Layers mark deletions by .wh. names.",
             )
         directory = self._directory(parents, entry.name)
         self._check_replaceable(directory, name, entry.name)
@@ -240,7 +265,7 @@ class LayerTree:
         return node
 
     def _add_hardlink(self, parents: list[bytes], name: bytes, entry: TarEntry) -> None:
-        target = self._find(path_parts(entry.link))
+        target = self._find(path_parts(entry.link), entry.name)
         if target is None or target.kind is Kind.DIRECTORY:
             what = "a directory" if target is not None else "no earlier member of this archive"
             raise UserError(
@@ -254,7 +279,7 @@ class LayerTree:
     def _add_marker(self, directory: Node, name: bytes, member: bytes) -> None:
         """Whiteouts stay under their own name, which no file can have, until all entries are known."""
         if name[len(WHITEOUT_PREFIX) :] in {b"", b".", b".."}:
-            raise UserError(f"Archive member {quoted(member)} is a whiteout of nothing.")
+            raise UserError(f"Archive member {quoted(member)} is a whiteout that names no file.")
         self._put(directory, name, Node(Kind.CHARACTER, 0))
 
     def _put(self, directory: Node, name: bytes, node: Node) -> None:
@@ -269,33 +294,80 @@ class LayerTree:
             raise UserError("The archive has too many or too large names and attributes.")
 
     def _directory(self, parents: list[bytes], member: bytes) -> Node:
-        """The directory of a member, made where the archive has not brought it (yet); links are never followed."""
+        """The directory of a member; it is made if the archive has no entry for it (yet)."""
         node = self.root
         for depth, name in enumerate(parents):
             child = node.children.get(name)
             if child is None:
-                child = _new_directory()
-                self._implied.add(child)
-                self._put(node, name, child)
+                child = self._imply(node, name)
             elif child.kind is not Kind.DIRECTORY:
-                blocker = b"/".join(parents[: depth + 1])
-                raise UserError(
-                    f"Archive member {quoted(member)} lies below {quoted(blocker)}, which is a {child.kind.value},"
-                    " not a directory."
-                )
+                if child.kind is Kind.SYMLINK and self._is_layer:
+                    found = self._follow(parents, member, make=True)
+                    assert found is not None
+                    return found
+                raise _blocked(member, b"/".join(parents[: depth + 1]), child)
             node = child
         return node
 
-    def _find(self, parts: list[bytes]) -> Node | None:
-        node = self.root
-        for name in parts:
-            child = node.children.get(name)
-            if child is None:
-                return None
-            node = child
-        if self._is_layer and parts and parts[-1].startswith(WHITEOUT_PREFIX) and not is_aufs(parts):
-            return None
+    def _imply(self, directory: Node, name: bytes) -> Node:
+        node = _new_directory()
+        self._implied.add(node)
+        self._put(directory, name, node)
         return node
+
+    def _follow(self, parts: list[bytes], member: bytes, *, make: bool) -> Node | None:
+        """The directory at a path through links of the archive, which lead nowhere but inside the root, as in a chroot
+        (openat2(2), RESOLVE_IN_ROOT). Missing directories are made, or the answer is None.
+        """
+        way = [self.root]
+        pending = parts[::-1]
+        links = 0
+        while pending:
+            name = pending.pop()
+            self._steps_left -= 1
+            if name in {b"", b"."}:
+                continue
+            if name == b"..":
+                if len(way) > 1:
+                    way.pop()
+                continue
+            child = way[-1].children.get(name)
+            if child is None:
+                if not make:
+                    return None
+                child = self._imply(way[-1], name)
+            if child.kind is Kind.SYMLINK:
+                links += 1
+                if links > _LINKS_FOLLOWED or self._steps_left < 0:
+                    raise UserError(f"Archive member {quoted(member)} leads through too many symbolic links.")
+                if child.link.startswith(b"/"):
+                    del way[1:]
+                pending += child.link.split(b"/")[::-1]
+            elif child.kind is Kind.DIRECTORY:
+                way.append(child)
+            elif make:
+                raise _blocked(member, name, child)
+            else:
+                return None
+        return way[-1]
+
+    def _find(self, parts: list[bytes], member: bytes) -> Node | None:
+        """The file that a hard link names: the last name is taken as it is, links before it are followed."""
+        *parents, last = parts or [b""]
+        node: Node | None = self.root
+        for name in parents:
+            assert node is not None
+            node = node.children.get(name)
+            if node is None:
+                return None
+            if node.kind is Kind.SYMLINK and self._is_layer:
+                node = self._follow(parents, member, make=False)
+                break
+        if node is None or not last:
+            return node
+        if self._is_layer and last.startswith(WHITEOUT_PREFIX) and not is_aufs(parts):
+            return None
+        return node.children.get(last)
 
     def _check_replaceable(self, directory: Node, name: bytes, member: bytes) -> None:
         node = directory.children.get(name)
@@ -303,7 +375,7 @@ class LayerTree:
             raise UserError(f"Archive member {quoted(member)} would replace a directory that is not empty.")
 
     def _is_empty(self, directory: Node) -> bool:
-        """Whiteouts alone do not fill a directory: they go with it."""
+        """A directory that has only whiteouts counts as empty: they go with it."""
         return not directory.children or (
             self._is_layer and all(name.startswith(WHITEOUT_PREFIX) for name in directory.children)
         )
@@ -311,19 +383,18 @@ class LayerTree:
     @staticmethod
     def _check_below_whiteout(parts: list[bytes], member: bytes) -> None:
         for name in parts[:-1]:
-            if name.startswith(WHITEOUT_PREFIX) and (name == OPAQUE_MARKER or not name.startswith(AUFS_PREFIX)):
+            if is_whiteout_name(name):
                 raise UserError(f"Archive member {quoted(member)} lies below a whiteout.")
 
     # Attributes
 
     def _set_attributes(self, node: Node, entry: TarEntry) -> None:
-        if not -_INT64_MAX <= entry.mtime_s <= _INT64_MAX:
-            raise UserError(f"Archive member {quoted(entry.name)} has an absurd mtime.")
-        node.mode = _MODES[entry.mode & 0o7777]
+        node.mode = _MODES[entry.mode & 0o7777 if entry.kind is not Kind.SYMLINK else _LINK_MODE]
         node.uid = entry.uid
         node.gid = entry.gid
-        node.mtime_s = entry.mtime_s
-        node.mtime_ns = entry.mtime_ns
+        node.mtime_s, node.mtime_ns = engine_time(entry) if self._is_layer else (entry.mtime_s, entry.mtime_ns)
+        if node.mtime_s != entry.mtime_s:
+            self._report.changed_times.append({"path": _shown_path(entry), "mtime": entry.mtime_s})
         node.xattrs = self._fitting_xattrs(entry) if entry.xattrs else _NO_XATTRS
         kind = node.kind
         if kind is Kind.REGULAR:
@@ -336,30 +407,31 @@ class LayerTree:
             node.device = os.makedev(entry.device_major, entry.device_minor)
 
     def _fitting_xattrs(self, entry: TarEntry) -> Mapping[bytes, bytes]:
-        """What the catalog can say and the archive may say: overlayfs's own attributes are never an archive's."""
+        """Attributes that the catalog can hold and an archive may set, which excludes overlayfs's own."""
         kept: dict[bytes, bytes] = {}
+        room = XATTR_TOTAL_BYTES
         for key, value in sorted(entry.xattrs.items()):
-            if self._is_allowed(key) and _fits(key, value) and len(kept) < XATTR_MAX_COUNT:
+            size = len(key) + len(value)
+            if self._is_allowed(key) and _fits(key, value) and size <= room and len(kept) < XATTR_LIMIT:
                 kept[key] = value
+                room -= size
                 self._charge(_XATTR_BYTES + len(key) + len(value))
             else:
-                self._drop_xattr(b"/" + b"/".join(path_parts(entry.name)), key, value)
+                self._drop_xattr(_shown_path(entry), key, value)
         return kept or _NO_XATTRS
 
     def _is_allowed(self, key: bytes) -> bool:
-        if key.startswith(OVERLAY_PREFIX):
-            return False
-        return not (self._is_layer and key.startswith(b"user.overlay."))
+        return not (is_overlay_attribute(key) if self._is_layer else key.startswith(OVERLAY_PREFIX))
 
-    def _drop_xattr(self, path: bytes, key: bytes, value: bytes) -> None:
+    def _drop_xattr(self, path: str, key: bytes, value: bytes) -> None:
         self._report.dropped_xattrs.append(
-            {"path": printable(path), "name": printable(key[: XATTR_MAX_BYTES + 1]), "bytes": len(value)}
+            {"path": path, "name": printable(key[: XATTR_LIMIT + 1]), "bytes": len(value)}
         )
 
-    # Hindsight
+    # Decisions that need the whole archive
 
     def finish(self) -> LayerReport:
-        """Decide what only the whole archive tells; no member is taken after this."""
+        """Decide everything that needs the whole archive; no member is taken after this."""
         if self._finished:
             raise ValueError("a layer tree is finished once")
         self._finished = True
@@ -377,16 +449,24 @@ class LayerTree:
         self._alone.clear()
         return self._report
 
-    def walk(self) -> Iterator[tuple[bytes, Node]]:
-        """Every path of the tree once, `b""` for the root, directories before what is in them, siblings by bytes."""
-        yield b"", self.root
-        pending = [(b"/", self.root, iter(sorted(self.root.children)))]
+    def walk(
+        self, top: tuple[bytes, Node] | None = None, *, closed: Container[bytes] = ()
+    ) -> Iterator[tuple[bytes, Node]]:
+        """Every path of the tree once, `b""` for the root, directories before what is in them, siblings by bytes.
+
+        The walk begins at another directory, if one is given, and leaves out everything below the `closed` ones.
+        """
+        start, directory = top or (b"", self.root)
+        yield start, directory
+        if start in closed:
+            return
+        pending = [(start + b"/", directory, iter(sorted(directory.children)))]
         while pending:
             prefix, directory, names = pending[-1]
             for name in names:
                 path, node = prefix + name, directory.children[name]
                 yield path, node
-                if node._children:
+                if node._children and path not in closed:
                     pending.append((path + b"/", node, iter(sorted(node._children))))
                     break
             else:
@@ -394,13 +474,15 @@ class LayerTree:
 
     def _settle_markers(self, path: bytes, directory: Node) -> None:
         """A whiteout yields to an entry of its name: lower layers cannot show through a file, and are hidden below a
-        directory by making it opaque. Where lower layers show nothing it goes: overlayfs lists the whiteouts of a
-        directory that is in one layer only, as names that nobody can open (ovl_iterate_real).
+        directory by making it opaque. Where lower layers show nothing it is dropped. A directory with whiteouts says so
+        by an attribute: without it overlayfs lists them, where the directory is in one layer only, as names that nobody
+        can open (ovl_iterate). A directory whose name a whiteout takes from lower layers is a new one and not implied.
         """
         markers = sorted(name for name in directory.children if name.startswith(WHITEOUT_PREFIX))
         if OPAQUE_MARKER in markers:
             self._make_opaque(path, directory)
         is_alone = OPAQUE in directory.xattrs or directory in self._alone
+        keeps_any = False
         for marker in markers:
             assert directory._children is not None
             whiteout = directory._children.pop(marker)
@@ -410,21 +492,28 @@ class LayerTree:
             entry = directory._children.get(name)
             if entry is None and not is_alone:
                 directory._children[name] = whiteout
+                keeps_any = True
             elif entry is not None and entry.kind is Kind.DIRECTORY:
                 self._make_opaque(path + b"/" + name, entry)
+                self._implied.discard(entry)
+        if keeps_any:
+            self._sign(path, directory, ORIGIN, b"")
         if is_alone:
             self._alone.update(child for child in directory.children.values() if child.kind is Kind.DIRECTORY)
 
     def _make_opaque(self, path: bytes, directory: Node) -> None:
-        if OPAQUE in directory.xattrs:
-            return
+        if OPAQUE not in directory.xattrs:
+            self._sign(path, directory, OPAQUE, b"y")
+            self._report.opaque.append(printable_path(path))
+
+    def _sign(self, path: bytes, directory: Node, name: bytes, value: bytes) -> None:
+        """Give a directory an attribute for overlayfs, even if another attribute has to make room."""
         xattrs = dict(directory.xattrs)
-        if len(xattrs) == XATTR_MAX_COUNT:
+        if len(xattrs) == XATTR_LIMIT:
             key = max(xattrs)
-            self._drop_xattr(path or b"/", key, xattrs.pop(key))
-        xattrs[OPAQUE] = b"y"
+            self._drop_xattr(printable_path(path), key, xattrs.pop(key))
+        xattrs[name] = value
         directory.xattrs = xattrs
-        self._report.opaque.append(printable(path or b"/"))
 
     def _note_linked(self, path: bytes, directory: Node, names: dict[Node, list[tuple[Node, bytes, bytes]]]) -> None:
         if not self._linked:
@@ -435,7 +524,7 @@ class LayerTree:
                 names.setdefault(node, []).append((directory, path, name))
 
     def _settle_links(self, node: Node, names: list[tuple[Node, bytes, bytes]]) -> None:
-        """A catalog knows links inside one directory only (§ link counts): other directories get files of their own
+        """A catalog has hard links inside one directory only (§ link counts): other directories get files of their own
         with the same content.
         """
         report = self._report
@@ -467,26 +556,21 @@ class LayerTree:
         if node.kind is Kind.REGULAR:
             report.bytes += node.size
         elif node in self._implied or (not path and self._root_is_implied):
-            report.implied_directories.append(printable(path or b"/"))
+            report.implied_directories.append(printable_path(path))
 
 
-def path_parts(name: bytes) -> list[bytes]:
-    """Components of a member's name inside the root. `..` is refused, never resolved."""
-    parts = name.split(b"/")
-    if b".." in parts:
-        raise UserError(f"Archive member {quoted(name)} has '..' in its path.")
-    if b"" in parts or b"." in parts:
-        parts = [part for part in parts if part not in {b"", b"."}]
-    return parts
+def _blocked(member: bytes, blocker: bytes, node: Node) -> UserError:
+    return UserError(
+        f"Archive member {quoted(member)} lies below {quoted(blocker)}, which is a {node.kind.value}, not a directory."
+    )
 
 
-def is_aufs(parts: list[bytes]) -> bool:
-    """Aufs's own files, dropped at the end; until then hard links may point into `.wh..wh.plnk`, as in old images."""
-    return any(part.startswith(AUFS_PREFIX) and part != OPAQUE_MARKER for part in parts)
+def _shown_path(entry: TarEntry) -> str:
+    return printable(b"/" + b"/".join(path_parts(entry.name)))
 
 
 def _fits(key: bytes, value: bytes) -> bool:
-    return 0 < len(key) <= XATTR_MAX_BYTES and len(value) <= XATTR_MAX_BYTES and b"\0" not in key
+    return 0 < len(key) <= XATTR_LIMIT and len(value) <= XATTR_VALUE_LIMIT and b"\0" not in key
 
 
 def _copy(node: Node) -> Node:

@@ -1,6 +1,6 @@
-"""The release manager of one repository: creates it, opens transactions, renews signatures.
+"""The release manager of one repository: creates it and opens transactions; `resigning` renews signatures with it.
 
-The only writer of a repository's storage; a lock file keeps a second one out. Called by `cli/` and by the converter.
+It is the only writer of a repository's storage; a lock file keeps a second one out. Called by `cli/` and the converter.
 """
 
 import contextlib
@@ -8,52 +8,49 @@ import datetime
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography import x509
 
-from mica.digest import Suffix
-from mica.errors import NotFoundError, UserError
-from mica.files import locked, mapped_os_errors, remove_unfinished, replace_file
+from mica.digest import Digest, Suffix, digest_of
+from mica.errors import LostRaceError, UserError
+from mica.files import locked, mapped_os_errors, remove_unfinished, removed_after_failure, replace_file
 from mica.publish.catalogtree import CatalogTree, directory_entry
+from mica.publish.duration import PublicationTimer
+from mica.publish.keyfiles import KeyFiles, Signer
 from mica.publish.settings import RepositorySettings, read_settings, state_directory, write_settings
-from mica.publish.transaction import Publication, Transaction, publish_manifest
+from mica.publish.transaction import REFLOG, Publication, Transaction, publish_manifest
 from mica.repo.catalog import NestedCatalog
+from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
+from mica.repo.history import format_reflog, parse_reflog
 from mica.repo.manifest import NAME as MANIFEST
+from mica.repo.manifest import READ_LIMIT as MANIFEST_LIMIT
 from mica.repo.manifest import Manifest, is_fqrn
 from mica.repo.objects import unpack
-from mica.repo.signing import (
-    fingerprint,
-    new_certificate,
-    new_key,
-    parse_certificate,
-    parse_private_key,
-    parse_public_key,
-    private_pem,
-    public_pem,
-)
+from mica.repo.signing import is_listed
 from mica.repo.trust import CERTIFICATE_LIMIT, RevisionTrust
 from mica.repo.whitelist import NAME as WHITELIST
 from mica.repo.whitelist import SIZE_LIMIT as WHITELIST_LIMIT
-from mica.repo.whitelist import VALIDITY_DAYS, Whitelist, sign_whitelist
-from mica.store.base import read_limited
-from mica.store.local import LocalStore
+from mica.repo.whitelist import VALIDITY_DAYS, Whitelist, parse_whitelist, sign_whitelist
+from mica.store.base import read_limited, read_pointer
+from mica.store.opening import local_directory, open_store, probe_storage
 
 MASTER_REPLICA = ".cvmfs_master_replica"
-_MANIFEST_LIMIT = 64 << 10
+_REFLOG_ATTEMPTS = 10
 _METAINFO_LIMIT = 64 << 10
 
 
 class ReleaseManager:
-    """Use as a context manager. `state` is the directory that holds the settings of all repositories."""
+    """Use as a context manager. `state` is the directory with the settings of all repositories."""
 
     def __init__(self, state: Path, settings: RepositorySettings) -> None:
         self.settings = settings
         self.fqrn = settings.fqrn
-        self.store = LocalStore(settings.storage)
+        self.store = open_store(settings.storage, settings.s3)
+        self.keys = KeyFiles(settings)
         self._home = state_directory(state, settings.fqrn)
 
     @classmethod
@@ -68,33 +65,73 @@ class ReleaseManager:
         self.store.close()
 
     def head(self) -> Manifest:
-        """The newest revision, verified from the storage with the repository's own public key."""
-        trust = RevisionTrust(self.fqrn, [self._public_key()], where=self.store.where)
-        manifest = trust.take_manifest(read_limited(self.store, MANIFEST, _MANIFEST_LIMIT))
-        certificate = manifest.certificate.object_path(Suffix.CERTIFICATE)
-        trust.take_certificate(read_limited(self.store, certificate, CERTIFICATE_LIMIT))
-        whitelist = read_limited(self.store, WHITELIST, WHITELIST_LIMIT)
-        trust.take_whitelist(whitelist, _now())
+        """The newest revision, verified from the storage with the repository's own public keys."""
+        return self.verified(self.read_manifest(), self._read_whitelist(), _now())
+
+    def read_manifest(self) -> bytes:
+        """As it is published now, believed or not."""
+        return read_limited(self.store, MANIFEST, MANIFEST_LIMIT, fresh=True)
+
+    def certificate_of(self, manifest: bytes) -> x509.Certificate:
+        """The certificate that signed it. Whether one may believe it is for the whitelist to say."""
+        return self._signed_trust(manifest).certificate
+
+    def verified(self, manifest: bytes, whitelist: bytes, now: datetime.datetime) -> Manifest:
+        """Raises IntegrityError for a manifest that clients would not believe with this whitelist at this time."""
+        trust = self._signed_trust(manifest)
+        trust.take_whitelist(whitelist, now)
         return trust.verified().manifest
 
+    def _signed_trust(self, manifest: bytes) -> RevisionTrust:
+        trust = RevisionTrust(self.fqrn, self.keys.public_keys(), where=self.store.where)
+        certificate = trust.take_manifest(manifest).certificate.object_path(Suffix.CERTIFICATE)
+        trust.take_certificate(read_limited(self.store, certificate, CERTIFICATE_LIMIT))
+        return trust
+
     @contextlib.contextmanager
-    def transaction(self, *, wait_s: float = 0.0) -> Iterator[Transaction]:
+    def transaction(self, *, wait_s: float = 0.0, timer: PublicationTimer | None = None) -> Iterator[Transaction]:
         """Change the repository; published when the block ends, dropped when it raises.
 
-        Raises TemporaryError if somebody else publishes for longer than `wait_s`.
+        `timer` runs since the first object was stored that the transaction needs, if that was before it began. Raises
+        TemporaryError if another process publishes for longer than `wait_s`.
         """
-        with self._locked(wait_s):
-            head = self.head()
-            with self._transaction(head, self._metainfo(head)) as transaction:
+        with self.locked(wait_s):
+            data, whitelist, signer = self.read_manifest(), self._read_whitelist(), self.keys.signer()
+            head = self.verified(data, whitelist, _now())
+            self._require_listed(signer, whitelist)
+            with self._transaction(head, self._metainfo(head), signer, replaces=data, timer=timer) as transaction:
                 yield transaction
 
+    def _require_listed(self, signer: Signer, whitelist: bytes) -> None:
+        """Raises UserError: no client would believe what it signs."""
+        fingerprints = parse_whitelist(whitelist, f"The whitelist of {self.fqrn}")[0].fingerprints
+        if not is_listed(signer.certificate, fingerprints):
+            raise UserError(
+                f"The certificate {self.settings.key_path('crt')} is not on the whitelist of {self.fqrn}.",
+                hint=f"Put it there: mica repo resign {self.fqrn}",
+            )
+
+    def _read_whitelist(self) -> bytes:
+        return read_limited(self.store, WHITELIST, WHITELIST_LIMIT, fresh=True)
+
     @contextlib.contextmanager
-    def _transaction(self, head: Manifest | None, metainfo: bytes) -> Iterator[Transaction]:
+    def _transaction(
+        self,
+        head: Manifest | None,
+        metainfo: bytes,
+        signer: Signer,
+        *,
+        replaces: bytes | None,
+        timer: PublicationTimer | None = None,
+    ) -> Iterator[Transaction]:
+        publication = self._publication(metainfo, signer)
         transaction = Transaction(
-            self.store, self._work, self.settings.objects, self._publication(metainfo), head,
+            self.store, self._work, self.settings.objects, publication, head, replaces=replaces,
             reflog_checksum=self._reflog_checksum,
             garbage_collectable=self.settings.garbage_collectable,
             auto_tag=self.settings.auto_tag,
+            catalog_rules=self.settings.catalogs,
+            timer=timer,
         )  # fmt: skip
         try:
             yield transaction
@@ -106,7 +143,7 @@ class ReleaseManager:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[CatalogTree]:
-        """The newest revision to look at; changes to it go nowhere."""
+        """The newest revision for reading; changes to it are not published."""
         head = self.head()
         with tempfile.TemporaryDirectory(prefix="mica-look-") as work:
             catalogs = CatalogTree(self.store, Path(work), self.settings.objects.algorithm)
@@ -116,23 +153,13 @@ class ReleaseManager:
             finally:
                 catalogs.close()
 
-    @property
-    def layers(self) -> Path:
-        """Directory of layers that are being made or wait for a revision; see thin/staging.py."""
-        return self._home / "layers"
-
-    @property
-    def sync(self) -> Path:
-        """Directory of what recipes have brought into the repository; see sync/state.py."""
-        return self._home / "sync"
-
-    @property
-    def thin(self) -> Path:
-        """Directory of thin images that were made on demand; see portal/shelf.py."""
-        return self._home / "thin"
+    def directory(self, name: str) -> Path:
+        """A directory for files that belong to this repository; the caller gives its name and makes it."""
+        return self._home / name
 
     @contextlib.contextmanager
-    def _locked(self, wait_s: float = 0.0) -> Iterator[None]:
+    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
+        """For the block nobody else publishes. Raises TemporaryError as `transaction` does."""
         with locked(self._home / "lock", what=f"Repository {self.fqrn}", wait_s=wait_s):
             self._clear_work()
             remove_unfinished(self._home)
@@ -153,39 +180,58 @@ class ReleaseManager:
             self._work.mkdir(parents=True, exist_ok=True)
 
     def begin(self, metainfo: dict[str, object]) -> Manifest:
-        """First life of a repository whose keys exist: whitelist, empty root catalog, first revision."""
+        """The first publication of a repository whose keys exist: whitelist, empty root catalog, first revision."""
         self.store.create()
-        with self._locked():
-            self._write_whitelist()
+        with self.locked():
+            signer, now = self.keys.signer(), _now().replace(microsecond=0)
+            expires = now + datetime.timedelta(days=VALIDITY_DAYS)
+            whitelist = sign_whitelist(
+                Whitelist(self.fqrn, now, expires, (signer.fingerprint,)),
+                self.keys.master_key(),
+                self.settings.objects.algorithm,
+            )
+            self.store.replace(WHITELIST, whitelist, expected=read_pointer(self.store, WHITELIST, WHITELIST_LIMIT))
             self.store.replace(MASTER_REPLICA, b"This repository may be replicated.\n")
             document = json.dumps(metainfo, indent=1, sort_keys=True).encode("utf-8")
-            with self._transaction(None, document) as transaction:
+            with self._transaction(None, document, signer, replaces=None) as transaction:
                 transaction.catalogs.begin(directory_entry(b"", mtime_s=int(_now().timestamp())))
         return self.head()
 
-    def resign(self, *, days: int = VALIDITY_DAYS) -> Manifest:
-        """Renew the whitelist, and sign the manifest anew with the present key and certificate."""
-        with self._locked():
-            self._write_whitelist(days)
-            head = self.head()
-            renewed = replace(head, published_at=max(head.published_at, int(_now().timestamp())))
-            publication = self._publication(self._metainfo(head))
-            return publish_manifest(
-                self.store, self.settings.objects, publication, renewed, reflog_checksum=self._reflog_checksum
-            )
+    def trim_reflog(self, gone: Mapping[Digest, tuple[int, int]]) -> None:
+        """Remove rows, as they were read, from the reflog; what was listed again since stays. The caller holds the
+        lock. Raises LostRaceError if release managers of other machines replace it all the time."""
+        for attempt in range(1, _REFLOG_ATTEMPTS + 1):
+            former = read_limited(self.store, REFLOG, DATABASE_LIMIT, fresh=True)
+            reflog = parse_reflog(former, f"The reflog of {self.fqrn}")
+            reflog.refs = {digest: row for digest, row in reflog.refs.items() if gone.get(digest) != row}
+            data = format_reflog(reflog)
+            if data == former:
+                return
+            try:
+                self.store.replace(REFLOG, data, expected=former)
+            except LostRaceError:
+                if attempt == _REFLOG_ATTEMPTS:
+                    raise
+                continue
+            checksum = digest_of(data, self.settings.objects.algorithm)
+            with mapped_os_errors(f"write {self._reflog_checksum}"):
+                replace_file(self._reflog_checksum, checksum.text.encode("ascii"))
+            return
 
-    def _write_whitelist(self, days: int = VALIDITY_DAYS) -> None:
-        now = _now().replace(microsecond=0)
-        certificate = parse_certificate(self._key_bytes("crt"), f"Certificate of {self.fqrn}")
-        whitelist = Whitelist(self.fqrn, now, now + datetime.timedelta(days=days), (fingerprint(certificate),))
-        master = parse_private_key(self._key_bytes("masterkey"), f"The master key of {self.fqrn}")
-        self.store.replace(WHITELIST, sign_whitelist(whitelist, master, self.settings.objects.algorithm))
+    def publish_again(self, head: Manifest, signer: Signer, *, replaces: bytes) -> Manifest:
+        """The same revision, signed by this key now, in place of the manifest as it was read. The caller has verified
+        it and holds the lock."""
+        renewed = replace(head, published_at=max(head.published_at, int(_now().timestamp())))
+        return publish_manifest(
+            self.store, self.settings.objects, self._publication(self._metainfo(head), signer), renewed,
+            replaces=replaces, reflog_checksum=self._reflog_checksum,
+        )  # fmt: skip
 
-    def _publication(self, metainfo: bytes) -> Publication:
+    def _publication(self, metainfo: bytes, signer: Signer) -> Publication:
         return Publication(
             fqrn=self.fqrn,
-            key=parse_private_key(self._key_bytes("key"), f"The key of {self.fqrn}"),
-            certificate_pem=self._key_bytes("crt"),
+            key=signer.key,
+            certificate_pem=signer.certificate_pem,
             metainfo=metainfo,
             ttl_s=self.settings.ttl_s,
         )
@@ -196,52 +242,51 @@ class ReleaseManager:
         stored = read_limited(self.store, head.metainfo.object_path(Suffix.METAINFO), _METAINFO_LIMIT)
         return unpack(stored, head.metainfo, limit=_METAINFO_LIMIT)
 
-    def _public_key(self) -> rsa.RSAPublicKey:
-        return parse_public_key(self._key_bytes("pub"), f"The public key of {self.fqrn}")
-
-    def _key_bytes(self, kind: str) -> bytes:
-        path = self.settings.key_path(kind)
-        with mapped_os_errors(f"read the key file {path}"):
-            try:
-                return path.read_bytes()
-            except FileNotFoundError as error:
-                raise NotFoundError(f"The key file {path} of {self.fqrn} is missing.") from error
-
 
 def create_repository(state: Path, settings: RepositorySettings, metainfo: dict[str, object]) -> Manifest:
-    """Make keys (existing ones are used), settings, storage and the first revision. Raises UserError and leaves what
-    exists alone if there is a repository of that name or in that storage already."""
+    """Make keys (existing ones are used), settings, storage and the first revision: all of it, or nothing. Raises
+    UserError and leaves what exists alone if there is a repository of that name or in that storage already."""
     if not is_fqrn(settings.fqrn) or "." not in settings.fqrn:
         raise UserError(
             f"{settings.fqrn!r} cannot be the name of a repository.",
             hint="A fully qualified name such as images.example.org: letters, digits, '-_.', at most 60.",
         )
     home = state_directory(state, settings.fqrn)
-    if (home / "repository.toml").exists():
+    doing = f"create the directories of {settings.fqrn}"
+    with contextlib.ExitStack() as stack:
+        with mapped_os_errors(doing):
+            lock = home.with_name(f".{settings.fqrn}.lock")
+            stack.enter_context(locked(lock, what=f"Repository {settings.fqrn}", transient=True))
+            _check_new(state, settings)
+            settings = replace(settings, s3=probe_storage(settings.storage, settings.s3))
+            # The next attempt would take left-over keys for the user's own, and use them.
+            directory = local_directory(settings.storage)
+            stack.enter_context(removed_after_failure(home, settings.keys, *([directory] if directory else [])))
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            settings.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+            KeyFiles(settings).make_missing()
+        with ReleaseManager(state, settings) as manager:
+            manifest = manager.begin(metainfo)
+            try:
+                write_settings(state, settings)
+            except BaseException:
+                manager.store.delete(MANIFEST)
+                raise
+        return manifest
+
+
+def _check_new(state: Path, settings: RepositorySettings) -> None:
+    if (state_directory(state, settings.fqrn) / "repository.toml").exists():
         raise UserError(f"Repository {settings.fqrn} exists already under {state}.")
-    if (settings.storage / MANIFEST).exists():
-        raise UserError(
-            f"{settings.storage} already holds a published repository.",
-            hint="Choose another storage directory, or remove this one if it is no longer wanted.",
-        )
-    with mapped_os_errors(f"create the directories of {settings.fqrn}"):
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _make_keys(settings)
-    with ReleaseManager(state, settings) as manager:
-        manifest = manager.begin(metainfo)
-    write_settings(state, settings)
-    return manifest
-
-
-def _make_keys(settings: RepositorySettings) -> None:
-    for private, public in (("masterkey", "pub"), ("key", "crt")):
-        if settings.key_path(private).exists() and settings.key_path(public).exists():
-            continue
-        key = new_key()
-        document = public_pem(key) if public == "pub" else new_certificate(key, settings.fqrn, _now())
-        replace_file(settings.key_path(private), private_pem(key), mode=0o400)
-        replace_file(settings.key_path(public), document, mode=0o444)
+    directory = local_directory(settings.storage)
+    if directory is not None and not directory.is_dir():
+        return
+    with open_store(settings.storage, settings.s3) as store:
+        if store.has(MANIFEST):
+            raise UserError(
+                f"{settings.storage} already holds a published repository.",
+                hint="Choose another storage, or remove this one if it is no longer wanted.",
+            )
 
 
 def _now() -> datetime.datetime:

@@ -1,8 +1,8 @@
 """File contents into objects: cut, compressed, hashed and stored by a few threads while the caller reads on.
 
 Small files travel in batches, because handing one file at a time to a thread costs more than the file (measured: 10,000
-files of 5 KB, 1.9 s one by one, 0.8 s in batches). What is in flight is bounded: memory does not grow with the input.
-The caller's thread calls `add` and `finish`; results appear in `content` of what was added, at `finish` at the latest.
+files of 5 KB, 1.9 s one by one, 0.8 s in batches). The data in flight is bounded: memory does not grow with the input.
+The caller's thread calls `add` and `finish`; the owners of the data get their `content` at `finish` at the latest.
 """
 
 import os
@@ -14,10 +14,13 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from mica.digest import Algorithm, Digest, Suffix
-from mica.repo.chunking import FINE_RULE, ChunkRule, read_pieces, read_up_to
+from mica.errors import UserError
+from mica.repo.chunklist import CHUNKS_MAX
+from mica.repo.cutting import FINE_RULE, ChunkRule, read_pieces, read_up_to
 from mica.repo.entry import Chunk, content_flags
 from mica.repo.objects import Compression, pack
-from mica.store.base import ObjectStore, Readable
+from mica.store.base import ObjectStore
+from mica.streams import Readable
 
 _BATCH_BYTES = 512 << 10
 _BATCH_FILES = 64
@@ -25,7 +28,7 @@ IN_FLIGHT_BYTES = 48 << 20
 
 
 class Content(NamedTuple):
-    """What a catalog row says of a file's data: one object or chunks, and the flags that go with them."""
+    """A file's data as a catalog row has it: one object or chunks, and their flags."""
 
     digest: Digest | None
     chunks: tuple[Chunk, ...]
@@ -33,7 +36,7 @@ class Content(NamedTuple):
 
 
 class HasContent(Protocol):
-    """Whatever stands for a file with the caller."""
+    """The caller's value for a file."""
 
     content: Content | None
 
@@ -65,7 +68,8 @@ class _Stored(NamedTuple):
 
 
 class ObjectWriter:
-    """Use as a context manager; leaving it with an error drops what was not stored yet."""
+    """Use as a context manager; an error that leaves it drops data that was not stored yet. `new_objects` and
+    `stored_bytes` count the objects that the store did not have; they are complete when the store is in sync."""
 
     def __init__(
         self,
@@ -97,8 +101,8 @@ class ObjectWriter:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, owner: HasContent, stream: Readable, size: int, *, rule: ChunkRule | None = None) -> None:
-        """Take a file's data from a stream that ends after `size` bytes, cut by another rule than the repository's if
-        one is given. Raises what storing earlier files raised."""
+        """Take a file's data from a stream that ends after `size` bytes. `rule` replaces the repository's for cutting.
+        Raises the errors of storing earlier files."""
         rule = rule or self._rules.chunking
         if size <= rule.minimum:
             self._add_piece(_Piece(owner, None, read_up_to(stream, size)))
@@ -128,6 +132,11 @@ class ObjectWriter:
         self._chunks.clear()
 
     def _add_chunk(self, owner: HasContent, sizes: list[int], data: bytes) -> None:
+        if len(sizes) == CHUNKS_MAX:
+            raise UserError(
+                f"A file would have more than {CHUNKS_MAX} chunks, which clients refuse.",
+                hint="Create the repository with larger chunks (mica repo create --chunk-sizes).",
+            )
         self._add_piece(_Piece(owner, len(sizes), data))
         sizes.append(len(data))
 
@@ -157,18 +166,17 @@ class ObjectWriter:
 
     def _store_batch(self, batch: list[_Piece]) -> list[_Stored]:
         results = []
-        new_objects = stored_bytes = 0
         for owner, number, data in batch:
             packed = pack(data, self._rules.algorithm, self._rules.compression)
             suffix = Suffix.FILE if number is None else Suffix.CHUNK
-            if self._store.put(packed.digest.object_path(suffix), packed.stored):
-                new_objects += 1
-                stored_bytes += len(packed.stored)
+            self._store.put(packed.digest.object_path(suffix), packed.stored, count_new=self._count_new)
             results.append(_Stored(owner, number, packed.digest))
-        with self._lock:
-            self.new_objects += new_objects
-            self.stored_bytes += stored_bytes
         return results
+
+    def _count_new(self, size_bytes: int) -> None:
+        with self._lock:
+            self.new_objects += 1
+            self.stored_bytes += size_bytes
 
     def _chunked(self, sizes: list[int], digests: dict[int, Digest]) -> Content:
         chunks = []

@@ -1,1 +1,1 @@
-"""Where the bytes of a repository live: one small interface, several places."""
+"""Places for the bytes of a repository: one small interface, several implementations."""

@@ -1,20 +1,19 @@
-"""A static web server for repositories in directories: good for a laboratory, a test, a demonstration.
+"""A static web server for repositories in directories, for tests, demonstrations and small sites.
 
-`/cvmfs/<fqrn>/<path>` and nothing else: names that a repository can have, no listing, no way out of the directory.
-Headers as the reference server sets them: `.cvmfs*` 61 seconds, objects three days, no entity tags. One thread for each
-connection, kept alive; byte ranges (one range); the kernel copies the bytes. Production belongs to nginx or Apache.
+It serves `/cvmfs/<fqrn>/<path>` only: names that a repository can have, no listing, no way out of the directory.
+Headers as the reference server sets them: `.cvmfs*` 61 seconds, objects three days, no entity tags; byte ranges (one
+range); the kernel copies the bytes. Use nginx or Apache in production.
 """
 
-import contextlib
-import http.server
 import os
 import re
-import socket
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
+
+from mica.httpbase import TcpHandler, TcpServer
 
 POINTER_SECONDS = 61
 OBJECT_SECONDS = 259200
@@ -23,48 +22,20 @@ _PATH = re.compile(
     r"(?P<path>\.cvmfs[a-zA-Z0-9._-]{1,80}|data/[0-9a-f]{2}/[0-9a-f]{38}(?:-rmd160|-shake128)?[A-Z]?)"
 )
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_CONNECTIONS = 512
 
 
-class RepositoryServer(http.server.ThreadingHTTPServer):
-    """Serves until `shutdown`. `served` counts requests and bytes of bodies."""
-
-    daemon_threads = True
-    request_queue_size = 128
+class RepositoryServer(TcpServer):
+    """`served_requests` and `served_bytes` count requests and bytes of bodies."""
 
     def __init__(self, address: tuple[str, int], storages: Mapping[str, Path]) -> None:
         self.storages = {fqrn: os.fspath(path) for fqrn, path in storages.items()}
         self.served_requests = 0
         self.served_bytes = 0
         self.lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
-    @property
-    def url(self) -> str:
-        host, port = self.server_address[:2]
-        shown = host.decode() if isinstance(host, bytes) else str(host)
-        return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
-    def process_request_thread(
-        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
-    ) -> None:
-        """Connections beyond the limit wait in their thread; they are cheap there and end by their time-out."""
-        with self._slots:
-            super().process_request_thread(request, client_address)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no event."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "mica"
-    sys_version = ""
-    timeout = 60
-    disable_nagle_algorithm = True
-    wbufsize = 16384
+class _Handler(TcpHandler):
     server: RepositoryServer
 
     def do_GET(self) -> None:
@@ -72,9 +43,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._answer(send_body=False)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-        """No log: a start of a container is hundreds of requests."""
 
     def _answer(self, *, send_body: bool) -> None:
         with self.server.lock:
@@ -108,7 +76,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         size = status.st_size
         start, end = 0, size
-        # Without validators an If-Range can only fail, and then the whole is wanted (RFC 9110, 13.1.5 and 14.2).
+        # Without validators an If-Range always fails, and then the whole file is sent (RFC 9110, 13.1.5 and 14.2).
         if send_body and "If-Range" not in self.headers and self.headers.get("Range", "").lstrip().startswith("bytes"):
             wanted = _wanted_range(self.headers["Range"], size)
             if wanted is None:
@@ -134,7 +102,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with open(fd, "rb", closefd=False) as file:
             sent = self.connection.sendfile(file, start, end - start)
         if sent < end - start:
-            self.close_connection = True  # the file shrank under us: the promised length cannot be kept
+            self.close_connection = True  # the file became shorter meanwhile: the promised length cannot be kept
         with self.server.lock:
             self.server.served_bytes += sent
 
@@ -150,16 +118,3 @@ def _wanted_range(header: str, size: int) -> tuple[int, int] | None:
     else:
         start, end = int(first), min(int(last) + 1, size) if last else size
     return (start, end) if start < end else None
-
-
-@contextlib.contextmanager
-def serving(server: RepositoryServer) -> Iterator[RepositoryServer]:
-    """Serve in a thread for the length of the block."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="serve", daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

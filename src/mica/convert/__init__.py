@@ -1,0 +1,1 @@
+"""Images become published layers and thin images."""
