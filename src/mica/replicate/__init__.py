@@ -1,0 +1,1 @@
+"""Copies of whole repositories at other places, which follow their source."""

@@ -1,0 +1,1 @@
+"""Setting up and watching the server side of a repository (docs/server.md)."""
