@@ -1,49 +1,51 @@
 """The node's cache: verified, decompressed content in a directory (docs/format/cache-dir.md).
 
     <root>/objects/ab/…        whole content, by local name (repo/localname.py)
-    <root>/handover/ab/…       more links to some of it, for a moment (docs/design/dataplane.md)
-    <root>/parts/…             large files while only some of their chunks are here (fetch/parts.py)
+    <root>/handover/ab/…       hand-overs: more links to some of it, for a moment (docs/design/dataplane.md)
+    <root>/parts/…             large files while only some of their chunks are here (cache/partfiles.py)
     <root>/lists/…             chunk lists of large files, by their digest
     <root>/images/…            metadata images
     <root>/unsized/…           content whose size no catalog tells
+    <root>/shown/…             what object filesystems show, by node number (cache/shown.py)
     <root>/txn/                where files are made, nameless until they are whole (O_TMPFILE)
-    <root>/repositories/<fqrn> the newest verified manifest and what verified it
-    <root>/boot                which start of the machine the content was last known to be whole in
-    <root>/usage, held         how much of its quota is taken (fetch/ledger.py), and by what cannot be seen (held.py)
+    <root>/boot                the start of the machine in which the content was last known to be whole
+    <root>/usage, held         how much of its quota is taken (ledger.py), and by removed files (removedfiles.py)
 
-A file appears under its name only when it is whole and checked, and the kernel opens it there without asking anybody.
-What is to come in has a reservation first (`quota.py`), so that the cache never outgrows its quota. After a start of
-the machine that is not the recorded one, files that lost their tail with the power are looked for first. Any thread,
-any number of processes.
+A file appears under its name only when it is whole and checked, and the kernel opens it there without asking a server.
+Content needs a reservation before it comes in (`quota.py`), so that the cache never outgrows its quota. When the
+machine has started again since the recorded start, files that a loss of power has cut are looked for first. Any
+thread, any number of processes.
 """
 
 import contextlib
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from mica.cache.ledger import Limits
+from mica.cache.quota import Quota, Reservation
 from mica.digest import Digest
-from mica.errors import UserError
-from mica.fetch.ledger import Limits
-from mica.fetch.quota import Quota, Reservation
 from mica.files import allocated_bytes, explained_os_error, mapped_os_errors, owned_fd, replace_file, write_all
 from mica.logs import logger
 from mica.repo.localname import LocalName
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression
 
 if TYPE_CHECKING:
-    from mica.fetch.inventory import Kind
+    from mica.cache.inventory import Kind
 
 _log = logger(__name__)
-_DIRECTORIES = ("objects", "handover", "parts", "lists", "images", "unsized", "txn", "repositories")
-# Their names do not tell the size, or they are of use to a running node only.
-_UNPROVEN = ("handover", "parts", "lists", "images", "unsized")
+_DIRECTORIES = ("objects", "handover", "parts", "lists", "images", "unsized", "shown", "txn")
+# Names here do not tell the size, or the files are of use only to a running node.
+_UNPROVEN = ("handover", "parts", "lists", "images", "unsized", "shown")
+_RAW = ".raw"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TOUCH_S = 5.0
-"""Half of what protects content that was asked for from removal: a touch in every open would be dear."""
+"""Half the time for which a use protects content from removal. To touch a file at every open would cost too much."""
 
 
 class Cache:
@@ -52,12 +54,13 @@ class Cache:
     def __init__(self, root: Path, *, fresh_s: "Mapping[Kind, float] | None" = None) -> None:
         self.root = root
         self._text = os.fspath(root)
+        self._mending = threading.Lock()
         with mapped_os_errors(f"use the cache directory {self._text}"):
-            for name in _DIRECTORIES:
-                (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-            boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-            recover(root, boot_id)
-        self.quota = Quota(root, boot_id, fresh_s=fresh_s)
+            _make_directories(root)
+            self._boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+            recover(root, self._boot_id)
+        self.quota = Quota(root, self._boot_id, fresh_s=fresh_s)
+        self._seen = self._look()
         self.anywhere = os.open("/", os.O_PATH | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -70,29 +73,57 @@ class Cache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def reserving(self, size: int) -> Reservation:
+        """Room for content of this many bytes, for a block. If the cache's directory or a part of it was removed, it is
+        made again. Raises UserError if there is no room."""
+        if self._look() != self._seen:
+            self._mend()
+        return self.quota.reserving(size)
+
+    def _look(self) -> tuple[int, ...] | None:
+        """A value that changes when something was removed: the time of the directory changes, and most file systems
+        count its directories, which shows also those that were removed within one tick of the clock."""
+        try:
+            status = os.stat(self._text)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino, status.st_nlink, status.st_mtime_ns
+
+    def _mend(self) -> None:
+        with self._mending, mapped_os_errors(f"use the cache directory {self._text}"):
+            if _make_directories(self.root):
+                _log.error(
+                    "%s: the cache was removed while it is used, and is made again; running programs may get errors "
+                    "for what they have not read yet", self.root,
+                )  # fmt: skip
+            if not _recovered_in(self.root):
+                replace_file(self.root / "boot", self._boot_id.encode("ascii"), mode=0o600)
+            self.quota.renew()
+            self._seen = self._look()
+
     def path(self, name: LocalName) -> str:
         return f"{self._text}/objects/{name}"
 
-    def place(self, digest: Digest, compression: Compression, size: int | None) -> str:
-        """Path of an object's content, whose size may be unknown."""
-        if size is not None:
-            return self.path(LocalName(digest, compression, size))
-        return f"{self._text}/unsized/{digest.text}{'.raw' if compression is Compression.NONE else ''}"
+    def place(self, name: ObjectName) -> str:
+        """Path of an object's content, whose size may be unknown. The class of the object does not matter."""
+        if name.size is not None:
+            return self.path(LocalName(name.digest, name.compression, name.size))
+        return f"{self._text}/unsized/{_unsized_name(name)}"
 
-    def has(self, digest: Digest, compression: Compression, size: int | None) -> bool:
+    def has(self, name: ObjectName) -> bool:
         """Whether `open` would find the content; changes nothing."""
         try:
-            found = os.stat(self.place(digest, compression, size)).st_size
+            found = os.stat(self.place(name)).st_size
         except FileNotFoundError:
             return False
-        return size is None or found == size
+        return name.size is None or found == name.size
 
-    def open(self, digest: Digest, compression: Compression, size: int | None) -> int | None:
+    def open(self, name: ObjectName) -> int | None:
         """A descriptor of the content, or None if it is not here."""
-        return self.open_place(self.place(digest, compression, size), size)
+        return self.open_place(self.place(name), name.size)
 
     def open_place(self, path: str, size: int | None) -> int | None:
-        """As `open`. A file of another size, which somebody damaged, is removed."""
+        """As `open`. A file of another size is damaged, and is removed."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -108,26 +139,21 @@ class Cache:
         return fd
 
     def touch(self, path: str) -> bool:
-        """Whether the file is there; then it counts as used now, and stays for a while."""
+        """Whether the file is there. If it is, it counts as used now, and stays for a while."""
         try:
             os.utime(path)
         except FileNotFoundError:
             return False
         return True
 
-    def account(self, path: str) -> None:
-        """Count a file that was given its name otherwise than by `NewFile.commit`. Raises UserError, and removes the
-        file, if there is no room for it."""
-        try:
-            self.quota.admit(allocated_bytes(os.stat(path)))
-        except FileNotFoundError:
-            pass
-        except UserError:
-            os.unlink(path)
-            raise
+    def keep_bytes(self, path: Path, data: bytes) -> None:
+        """Write a small file under its name, whole or not at all. Raises UserError, also if there is no room."""
+        with self.reserving(len(data)) as room, mapped_os_errors(f"write to the cache {self._text}"):
+            replace_file(path, data, mode=0o600, durable=False)
+            room.keep(self.quota.blocks(len(data)))
 
     def name_file(self, fd: int, path: str) -> bool:
-        """Give an open file a name; one that is there already stays, and is told by False. Raises OSError."""
+        """Give an open file a name. False if there is a file of that name already, which stays. Raises OSError."""
 
         def link() -> None:
             os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=self.anywhere, follow_symlinks=True)
@@ -135,22 +161,30 @@ class Cache:
         return link_into_fan(link, path)
 
     @contextlib.contextmanager
-    def adding(
-        self, digest: Digest, compression: Compression, size: int | None, room: Reservation | None = None
-    ) -> Iterator["NewFile"]:
-        """Write content to `fd`, check it, then `commit`; what is not committed vanishes. Without `room` it is reserved
+    def adding(self, name: ObjectName, room: Reservation | None = None) -> Iterator["NewFile"]:
+        """Write content to `fd`, check it, then `commit`, or it vanishes. Without `room`, room is reserved
         as the file grows."""
-        with self.adding_place(self.place(digest, compression, size), room) as new:
+        with self.adding_place(self.place(name), room) as new:
             yield new
 
     @contextlib.contextmanager
     def adding_place(self, path: str, room: Reservation | None = None) -> Iterator["NewFile"]:
         with contextlib.ExitStack() as stack:
-            room = room or stack.enter_context(self.quota.reserving(0))
+            room = room or stack.enter_context(self.reserving(0))
             with mapped_os_errors(f"write to the cache {self._text}"):
                 new = NewFile(self, path, room)
             stack.callback(new.close)
             yield new
+
+
+def _unsized_name(name: ObjectName) -> str:
+    return f"{name.digest.text}{_RAW if name.compression is Compression.NONE else ''}"
+
+
+def parse_unsized_name(text: str) -> tuple[Digest, Compression]:
+    """Of a file in `unsized`. Raises ValueError."""
+    digest = Digest.parse(text.removesuffix(_RAW))
+    return digest, Compression.NONE if text.endswith(_RAW) else Compression.ZLIB
 
 
 class NewFile:
@@ -183,8 +217,16 @@ class NewFile:
         os.close(self.fd)
 
 
+def _make_directories(root: Path) -> bool:
+    """Returns whether any was missing."""
+    missing = [root / name for name in _DIRECTORIES if not (root / name).is_dir()]
+    for path in missing:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return bool(missing)
+
+
 def set_limits(root: Path, most: int | None, keep_free: int | None) -> None:
-    """Limits in bytes for all who use a cache from now on, 0 for none; None leaves one as it is. Raises UserError."""
+    """Set limits in bytes for all users of a cache, 0 for none; None leaves one as it is. Raises UserError."""
     with Cache(root) as cache:
         now = cache.quota.limits
         cache.quota.set_limits(
@@ -193,8 +235,8 @@ def set_limits(root: Path, most: int | None, keep_free: int | None) -> None:
 
 
 def link_into_fan(link: Callable[[], None], target: str) -> bool:
-    """Link a file to its name, in a directory that is made when it is first needed: all 256 at once would cost an empty
-    cache a tenth of a second. A name that exists stays what it is: False."""
+    """Link a file to its name, in a directory that is made when it is first needed: making all 256 at once would cost
+    an empty cache a tenth of a second. False if the name exists; its file stays."""
     try:
         link()
     except FileNotFoundError:
@@ -211,11 +253,11 @@ def link_into_fan(link: Callable[[], None], target: str) -> bool:
 
 
 def recover(root: Path, boot_id: str) -> None:
-    """Remove what a loss of power may have left without its tail, once in each life of the machine.
+    """Remove files that a loss of power may have cut, once after each start of the machine.
 
-    The names are given before the data reaches the disk, so after a crash a file may be shorter than its name says;
-    longer or other bytes it cannot have on a file system that writes data before the metadata that shows it (ext4 with
-    data=ordered, its default, XFS, btrfs).
+    Files get their names before their data reaches the disk, so after a crash a file may be shorter than its name says.
+    It cannot be longer or have other bytes on a file system that writes data before the metadata that shows it (ext4
+    with data=ordered, its default, XFS, btrfs).
     """
     if _recovered_in(root) == boot_id:
         return
@@ -227,7 +269,7 @@ def recover(root: Path, boot_id: str) -> None:
         for name in _UNPROVEN:
             removed += _remove_files(root / name)
         if removed:
-            _log.info("%s: %d files that the machine's last life left are removed", root, removed)
+            _log.info("%s: %d files are removed that may be incomplete since the machine stopped", root, removed)
         replace_file(root / "boot", boot_id.encode("ascii"), mode=0o600)
 
 

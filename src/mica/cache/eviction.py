@@ -2,19 +2,19 @@
 
     outcome = evict(deque(candidates(inventory, now_ns)), goal_bytes, hand)
 
-Nobody tells us of reads, which the kernel does by itself. What can be asked, of one file at a time, is whether it is
-open and whether pages of it are in memory. So this is the algorithm CLOCK, with pages in memory as the bit that says
-"used": a candidate that has some is spared once, which counts as a use and clears the bit. A `Hand` asks and acts; that
-of a rehearsal only asks.
+The kernel reads files by itself and does not report reads. For one file at a time we can ask whether it is open and
+whether pages of it are in memory. So this is the algorithm CLOCK, with pages in memory as the bit that says "used": a
+candidate that has some is spared once, which counts as a use and clears the bit. A `Hand` asks and acts; the one of a
+rehearsal only asks.
 """
 
 import enum
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mica.fetch.inventory import Inventory, Item, Kind
+from mica.cache.inventory import Inventory, Item, Kind
 
 FRESH_S: Final[Mapping[Kind, float]] = {
     Kind.OBJECT: 10.0,
@@ -23,12 +23,14 @@ FRESH_S: Final[Mapping[Kind, float]] = {
     Kind.IMAGE: 900.0,
     Kind.LIST: 900.0,
 }
-"""What came or was asked for within this time may be about to be opened. The images of all layers are obtained before
-the first is mounted, which can take minutes."""
+"""Content that came or was asked for within this many seconds may be about to be opened. The images of all layers are
+obtained before the first is mounted, which can take minutes."""
+_HURRIED_S: Final[Mapping[Kind, float]] = {Kind.OBJECT: 0.5, Kind.PART: 0.5, Kind.UNSIZED: 0.5}
+"""The same while a download waits for room. From the end of a download to the kernel's open it takes milliseconds."""
 
 
 class Use(enum.Enum):
-    """What can be seen of an item. WARM: it may have been used since `Item.used`."""
+    """The use of an item, as far as it can be seen. WARM: it may have been used since `Item.used`."""
 
     COLD = enum.auto()
     WARM = enum.auto()
@@ -36,8 +38,8 @@ class Use(enum.Enum):
 
 
 class Taken(enum.Enum):
-    """FREED: removed, and the space is there. HELD: removed, but something that could not be seen holds the content and
-    its space. IN_USE, GONE: not removed, it is needed, or is not there any more."""
+    """FREED: removed, and its space is free. HELD: removed, but a holder that could not be seen keeps the content and
+    its space. IN_USE: not removed, since it is needed. GONE: it was not there any more."""
 
     FREED = enum.auto()
     HELD = enum.auto()
@@ -46,12 +48,12 @@ class Taken(enum.Enum):
 
 
 class Hand(Protocol):
-    """What is done to one item."""
+    """The actions on one item."""
 
     def look(self, item: Item) -> Use: ...
 
     def spare(self, item: Item, *, is_open: bool) -> None:
-        """It counts as used now, and unless it is open it is not warm any more."""
+        """Count it as used now; unless it is open, it is not warm any more."""
         ...
 
     def take(self, item: Item) -> Taken:
@@ -61,7 +63,7 @@ class Hand(Protocol):
 
 @dataclass
 class Eviction:
-    """What became of the items that were looked at."""
+    """The outcome for the items that were looked at."""
 
     freed: list[Item] = field(default_factory=list)
     held: list[Item] = field(default_factory=list)
@@ -74,11 +76,11 @@ class Eviction:
 
     @property
     def frees_lists(self) -> bool:
-        """Whether something is gone that may have needed chunk lists."""
+        """Whether an item is gone that may have needed chunk lists."""
         return any(item.kind in {Kind.IMAGE, Kind.PART} for item in self.freed)
 
     def then(self, later: "Eviction") -> "Eviction":
-        """Both, each item once."""
+        """Both outcomes as one, each item once."""
         gone = {item.name for item in later.freed + later.held}
         stayed = [
             list({item.name: item for item in group if item.name not in gone}.values())
@@ -88,32 +90,40 @@ class Eviction:
 
 
 def candidates(inventory: Inventory, now: int, fresh_s: Mapping[Kind, float] = FRESH_S) -> list[Item]:
-    """What may go, in the order in which it should. `now` is in nanoseconds since 1970."""
+    """The items that may be removed, in the order of removal. `now` is in nanoseconds since 1970."""
     fresh = {kind: int(seconds * 1e9) for kind, seconds in fresh_s.items()}
     free = [item for item in inventory.items if not _is_fresh(item, now, fresh) and not _is_needed(item, inventory)]
     return sorted(free, key=lambda item: (not item.is_stray, item.used))
 
 
-def seconds_until_free(
-    inventory: Inventory, now: int, fresh_s: Mapping[Kind, float], missing_bytes: int
-) -> float | None:
-    """After how long so many bytes of what is only too fresh now may go; None if there are not so many. Images and
-    lists, which stay for long, do not count."""
+def hurried_s(fresh_s: Mapping[Kind, float]) -> dict[Kind, float]:
+    """How long items are fresh while a download waits for room."""
+    return {kind: min(seconds, _HURRIED_S.get(kind, seconds)) for kind, seconds in fresh_s.items()}
+
+
+def too_fresh(inventory: Inventory, now: int, fresh_s: Mapping[Kind, float]) -> list[Item]:
+    """Items that may not be removed yet, but soon. Images and lists stay for long and do not count."""
     fresh = {kind: int(seconds * 1e9) for kind, seconds in fresh_s.items()}
-    ends = sorted(
-        (max(item.used, item.changed) + fresh[item.kind] - now, item.size)
-        for item in inventory.items
-        if item.kind not in {Kind.IMAGE, Kind.LIST} and _is_fresh(item, now, fresh)
-    )
-    for wait, size in ends:
-        missing_bytes -= size
-        if missing_bytes <= 0:
-            return wait / 1e9
+    return [item for item in inventory.items if item.kind in _HURRIED_S and _is_fresh(item, now, fresh)]
+
+
+def seconds_until_free(items: Sequence[Item], now: int, fresh_s: Mapping[Kind, float], missing: int) -> float | None:
+    """After how many seconds `missing` bytes of these items may be removed; None if they have fewer."""
+    if missing <= 0:
+        return 0.0
+    for item in sorted(items, key=lambda item: _fresh_until(item, fresh_s)):
+        missing -= item.size
+        if missing <= 0:
+            return (_fresh_until(item, fresh_s) - now) / 1e9
     return None
 
 
+def _fresh_until(item: Item, fresh_s: Mapping[Kind, float]) -> int:
+    return max(item.used, item.changed) + int(fresh_s[item.kind] * 1e9)
+
+
 def _is_fresh(item: Item, now: int, fresh: Mapping[Kind, int]) -> bool:
-    # A time to come, as a clock that was set back leaves it, says nothing.
+    # A time in the future, from before the clock was set back, says nothing.
     return 0 <= now - max(item.used, item.changed) < fresh[item.kind]
 
 
@@ -125,11 +135,11 @@ def _is_needed(item: Item, inventory: Inventory) -> bool:
 
 
 def evict(items: deque[Item], goal_bytes: int | None, hand: Hand) -> Eviction:
-    """Take items from the left until so many bytes are freed; without a goal all that is cold.
+    """Take items from the left until `goal_bytes` are freed; without a goal, take all that are cold.
 
-    As many bytes as the goal has are spared at most: where memory is larger than the cache, everything is warm. If the
-    cold do not do, the oldest of the spared go, then what comes after them. It also ends when as many bytes as the goal
-    were removed and are held: more of that would empty the cache and free nothing.
+    At most as many bytes as the goal are spared: where memory is larger than the cache, everything is warm. If the cold
+    items are not enough, the oldest of the spared ones go, then the items after them. It also ends when as many bytes
+    as the goal were removed and are held: to go on would empty the cache and free nothing.
     """
     run = _Run(hand, goal_bytes)
     warm: deque[Item] = deque()

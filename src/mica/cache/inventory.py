@@ -1,11 +1,12 @@
-"""What is in a cache: every file on its disk as an item, which is what can leave it as one.
+"""What is in a cache: every file on its disk, as part of an item that is removed as one.
 
     inventory = take_inventory(root)
     inventory.items, inventory.size
 
-An item is a file with all its names, and with what is of no use without it: a part and its map, an image and its
-record. The chunk lists that images and parts need are known by their names. Reads directories and the records of
-images, opens nothing else: 100,000 files take less than a second. Any thread; what changes meanwhile is seen or not.
+An item is a file with all its names, and with the files that are useless without it: a part and its map, an image and
+its .json file. The chunk lists that images and parts need are known by their names. Reads directories, the .json files
+of images and the journals of object filesystems, and opens nothing else: 100,000 files take less than a second. Any
+thread; changes made meanwhile may be seen or not.
 """
 
 import enum
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mica.cache.shown import ShownNames
 from mica.files import allocated_bytes
 from mica.repo.localname import LocalName
 
@@ -32,8 +34,8 @@ class Kind(enum.StrEnum):
 
 class Item(NamedTuple):
     """`names` are below the root in the order in which they have to be removed, the content last. `size` is what it
-    takes on disk in bytes. `used` is when it came or was last known to be used, `changed` when its inode last changed,
-    which a new link does too; both in nanoseconds since 1970."""
+    takes on disk in bytes. `used` is when it came or was last known to be used, `changed` when its inode last changed
+    (a new link changes it too); both in nanoseconds since 1970."""
 
     kind: Kind
     names: tuple[str, ...]
@@ -47,14 +49,25 @@ class Item(NamedTuple):
         return self.names[-1]
 
     @property
+    def local_name(self) -> LocalName | None:
+        """The name under which an object filesystem may show it."""
+        directory, _, name = self.name.partition("/")
+        try:
+            if directory == Kind.PART:
+                return LocalName.parse_flat(name)
+            return LocalName.parse(name) if directory == Kind.OBJECT else None
+        except ValueError:
+            return None
+
+    @property
     def is_stray(self) -> bool:
-        """A temporary file; nobody will ask for it."""
+        """Whether it is a temporary file, which will never be asked for."""
         return self.name.rpartition("/")[2].startswith(".")
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """`needed` are the names of the chunk lists that images and parts cannot do without, None if that is not known."""
+    """`needed` are the names of the chunk lists that images, parts and files in use need; None if not known."""
 
     items: list[Item]
     needed: frozenset[str] | None
@@ -86,7 +99,7 @@ def take_inventory(root: Path) -> Inventory:
 
 
 class _Linked:
-    """Files with more than one name, put together."""
+    """Files with more than one name, each as one item."""
 
     def __init__(self) -> None:
         self._files: dict[int, tuple[tuple[str, ...], os.stat_result, int]] = {}
@@ -130,12 +143,12 @@ def _images(files: dict[str, os.stat_result]) -> Iterator[Item]:
 def _needed_lists(
     root: Path, parts: dict[str, os.stat_result], images: dict[str, os.stat_result]
 ) -> frozenset[str] | None:
-    needed: set[str] = set()
+    with ShownNames(root) as shown:
+        needed = {list_name(name) for name in shown.names() if name.in_chunks}
     for name in parts:
         if not name.endswith(".map"):
-            digits = name.removeprefix("parts/")
             try:
-                needed.add(list_name(LocalName.parse(f"{digits[:2]}/{digits[2:]}")))
+                needed.add(list_name(LocalName.parse_flat(name.removeprefix("parts/"))))
             except ValueError:
                 continue
     for name in images:
@@ -153,12 +166,12 @@ def lists_of_image(root: Path, item: Item) -> list[str]:
 
 
 def list_name(name: LocalName) -> str:
-    """Of the chunk list of a file in chunks."""
+    """The name of the chunk list of a file in chunks."""
     return f"lists/{name.digest.text}"
 
 
 def _lists_of(record: Path) -> list[str] | None:
-    """Names of the chunk lists of an image; None for a record that does not say."""
+    """Names of the chunk lists of an image; None if its .json file does not say."""
     try:
         lists = json.loads(record.read_bytes())["lists"]
         return [f"lists/{digest}" for digest in lists]

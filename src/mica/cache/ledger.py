@@ -1,35 +1,33 @@
 """How much of a cache is taken and how much is promised, in a file that all processes using the cache share.
 
     word   0  magic and version                   4  bytes promised to downloads under way
-           1  limit in bytes, 0 for none          5  bytes that ever became part of the cache since this file was begun
+           1  limit in bytes, 0 for none          5  bytes that became part of the cache since this file was begun
            2  bytes to leave free, 0 for none     6  1 while somebody changes the record
            3  bytes taken                         7  1 if the bytes taken were counted
            8, 9  the machine's life (boot id)     10 … 255  bytes promised to each user of the record
 
-All words are native 64-bit numbers. Under `flock`, which a killed process loses: what it left half changed is known by
-word 6 and counted again. A user of the record holds an OFD lock on the byte of its word, so it is known when one was
-killed: what it was promised then counts as taken, until the next count says what is really there. Thus the record may
-say too much, never too little. Any thread, any number of processes; not to be used on both sides of a fork.
+All words are native 64-bit numbers. A `flock` guards changes, and a killed process loses it: word 6 shows that it left
+a change half done, and the bytes are counted again. A user of the record holds an OFD lock on the byte of its word,
+which shows whether it was killed. The bytes promised to a killed user count as taken until the next count. So the
+record may say too much, never too little. Any thread, any number of processes; not to be used on both sides of a fork.
 """
 
 import fcntl
 import mmap
 import os
-import struct
 import threading
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from mica import linux
 from mica.errors import TemporaryError
-from mica.files import mapped_os_errors
+from mica.files import give_space, mapped_os_errors
 
 _MAGIC: Final = 0x6D6963610001
 _LIMIT, _KEEP_FREE, _TAKEN, _PROMISED, _ARRIVED, _CHANGING, _COUNTED, _LIFE = 1, 2, 3, 4, 5, 6, 7, 8
 _FIRST_USER: Final = 10
 _WORDS: Final = 256
 _BYTES: Final = 8 * _WORDS
-_FLOCK = struct.Struct("@hhqqi4x")
-"""struct flock: type, whence, start, length, pid."""
 
 
 class Limits(NamedTuple):
@@ -40,7 +38,7 @@ class Limits(NamedTuple):
 
 
 class Account(NamedTuple):
-    """Bytes. `is_counted`: they are known, and not only guessed."""
+    """Bytes. `is_counted`: they were counted, not only estimated."""
 
     taken: int
     promised: int
@@ -50,12 +48,12 @@ class Account(NamedTuple):
 class Ledger:
     def __init__(self, path: Path, boot_id: str) -> None:
         self._user = 0
+        self._path = path
         life = int(boot_id.replace("-", ""), 16)
         with mapped_os_errors(f"use {path}"):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            if os.fstat(self._fd).st_size < _BYTES:
-                os.ftruncate(self._fd, _BYTES)
+            give_space(self._fd, max(_BYTES, os.fstat(self._fd).st_size))
             self._map = mmap.mmap(self._fd, _BYTES)
         self._words = memoryview(self._map).cast("Q")
         self._changing = _Changing(self._fd, self._words)
@@ -69,10 +67,19 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """What is still promised to us counts as taken from now on."""
+        """Bytes that are still promised to us count as taken from now on."""
         self._words.release()
         self._map.close()
         os.close(self._fd)
+
+    @property
+    def is_current(self) -> bool:
+        """False once the record was removed or replaced."""
+        try:
+            found, ours = os.stat(self._path), os.fstat(self._fd)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
     @property
     def limits(self) -> Limits:
@@ -87,7 +94,7 @@ class Ledger:
         return bool(self._words[_KEEP_FREE])
 
     def set_limits(self, limits: Limits) -> None:
-        """For all who use the cache, from now on. While there are none nothing is accounted for."""
+        """Set the limits for all users of the cache. While there are no limits, nothing is accounted for."""
         with self._changing as words:
             if not words[_LIMIT] and not words[_KEEP_FREE]:
                 words[_COUNTED] = 0
@@ -98,8 +105,8 @@ class Ledger:
             return Account(words[_TAKEN], words[_PROMISED], bool(words[_COUNTED]))
 
     def promise(self, size: int, available: int) -> bool:
-        """Whether there is room for so many bytes; then they are ours until `take` or `give_back`. Nobody knows before
-        the bytes were counted. `available` are the free bytes of the file system, if some of them have to stay free."""
+        """Whether there is room for this many bytes; if so, they are ours until `take` or `give_back`. False before the
+        bytes were counted. `available` are the free bytes of the file system, if some of them have to stay free."""
         with self._changing as words:
             limit = words[_LIMIT]
             if limit and (not words[_COUNTED] or words[_TAKEN] + words[_PROMISED] + size > limit):
@@ -116,7 +123,7 @@ class Ledger:
             self._release(size)
 
     def take(self, size: int, promised: int) -> None:
-        """Bytes became part of the cache, `promised` of which we had been promised."""
+        """Bytes became part of the cache; `promised` of them had been promised to us."""
         with self._changing as words:
             words[_TAKEN] += size
             words[_ARRIVED] += size
@@ -129,7 +136,7 @@ class Ledger:
             words[_TAKEN] -= min(size, words[_TAKEN])
 
     def begin_count(self) -> int:
-        """To be given to `end_count`. Forgets users who were killed. One count at a time."""
+        """Returns a value for `end_count`. Forgets killed users. One count at a time."""
         with self._changing as words:
             for user in range(_FIRST_USER, _WORDS):
                 if words[user] and user != self._user and self._try_lock(user):
@@ -139,8 +146,8 @@ class Ledger:
             return words[_ARRIVED]
 
     def end_count(self, found: int, begun: int) -> None:
-        """What was found on the disk since `begin_count`. What arrived meanwhile may have been found or not: it counts
-        once more."""
+        """Take the bytes that were found on the disk since `begin_count`. Content that arrived meanwhile may have been
+        found or not, so it is added."""
         with self._changing as words:
             words[_TAKEN] = found + words[_ARRIVED] - begun
             words[_COUNTED] = 1
@@ -165,7 +172,7 @@ class Ledger:
 
     def _release(self, size: int) -> None:
         words = self._words
-        # Whoever was killed while changing the record may have left less than all are promised.
+        # A process that was killed while changing the record may have left a sum below what all are promised.
         words[_PROMISED] -= min(size, words[_PROMISED])
         words[self._user] -= size
 
@@ -177,17 +184,17 @@ class Ledger:
 
     def _try_lock(self, user: int) -> bool:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, user, 1, 0))
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, linux.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, user, 1, 0))
         except BlockingIOError:
             return False
         return True
 
     def _unlock(self, user: int) -> None:
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, user, 1, 0))
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, linux.FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, user, 1, 0))
 
 
 class _Changing:
-    """The record, for a few instructions alone. No generator: it would double what a download pays."""
+    """Exclusive use of the record, for a few instructions. A generator would double the cost of a download."""
 
     __slots__ = ("_fd", "_lock", "_words")
 

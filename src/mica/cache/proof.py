@@ -1,8 +1,8 @@
 """Proof that plain content is that of an object, although digests are those of stored bytes.
 
-Content that is stored as it is hashes to the digest. Compressed content is compressed again: mica packs with
-libdeflate, the stock server with zlib, both always alike, so the digest comes out again if the content is right
-(docs/adr/0008-verify-by-packing.md). If it does not, nothing is known: the publisher may use something else. Bounded
+Content that is stored as it is hashes to the digest. Compressed content is compressed again: mica packs in two or
+three ways, the stock server with zlib, and each always gives the same bytes, so right content gives the digest again
+(docs/adr/0007-verify-by-packing.md). Another digest proves nothing: the publisher may use another compressor. Bounded
 memory. Any thread; the compressors release the interpreter lock.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from mica.digest import Digest, new_hasher
-from mica.repo.objects import LEVEL, Compression, pack
+from mica.repo.objects import LEVEL, Compression, packings
 
 _BLOCK: Final = 1 << 20
 _PACKED_WHOLE_MAX: Final = 64 << 20
@@ -49,7 +49,7 @@ class Content:
 
 
 class Prover:
-    """Begins with what has proved most so far."""
+    """Tries first the compressor that has proved most so far."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ def _is_stored(content: Content, digest: Digest) -> bool:
 def _is_packed_by_us(content: Content, digest: Digest) -> bool:
     if content.size > _PACKED_WHOLE_MAX:
         return False
-    return pack(b"".join(content.blocks()), digest.algorithm, Compression.ZLIB).digest == digest
+    return any(packed.digest == digest for packed in packings(b"".join(content.blocks()), digest.algorithm))
 
 
 def _is_packed_by_stock(content: Content, digest: Digest) -> bool:

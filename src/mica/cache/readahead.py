@@ -1,11 +1,11 @@
 """Which chunks of a large file to fetch besides those that a read needs. Pure.
 
-Two things make more chunks worth fetching. Who goes on reading where the last chunk ended will do so again: then as
-much is fetched ahead as was read in order, so at most half of it in vain. And over a long way a round trip takes longer
-than the bytes of the neighbours: then those come along that the connection carries meanwhile.
+Two things make more chunks worth fetching. A program that goes on reading where the last chunk ended will do so again:
+then as much is fetched ahead as was read in order, so at most half of it in vain. And over a long way a round trip
+takes longer than the bytes of the neighbours: then as many neighbours are fetched as the connection carries meanwhile.
 
-Tried on what starting R and numpy read: reading ahead adds 0.5 % to the bytes;
-neighbours in 1 MiB, as over 40 ms, more than halve the round trips and add 40 %, so near nodes fetch none.
+Tried on the reads of starting R and numpy: reading ahead adds 0.5 % to the bytes; neighbours in 1 MiB, as over 40 ms,
+more than halve the round trips and add 40 %, so near nodes fetch none.
 """
 
 from bisect import bisect_left, bisect_right
@@ -18,8 +18,8 @@ AHEAD_MAX_BYTES: Final = 4 << 20
 AROUND_MAX_BYTES: Final = 1 << 20
 _AROUND_LEAST_BYTES: Final = 128 << 10
 _WORTH_BYTES_PER_S: Final = 100_000_000
-"""Content worth a second of waiting. For 2 to 40 ms at 100 Mbit/s this gives about the best window, at 10 Mbit/s one
-that costs no more than it saves."""
+"""As many bytes are worth one second of waiting. For 2 to 40 ms at 100 Mbit/s this gives about the best window; at
+10 Mbit/s it gives one that costs no more than it saves."""
 _FOLLOWING: Final = 2
 """Programs touch two chunks one after the other by chance, three rarely."""
 
@@ -31,8 +31,8 @@ def around_bytes(latency_s: float) -> int:
 
 
 class ReadAhead:
-    """What the chunks that were missing in one file have told so far. Any thread: of two at once one may be forgotten,
-    which costs some bytes or some time."""
+    """The reads of one file, as its missing chunks have shown them so far. Any thread: of two reads at once one may be
+    forgotten, which costs some bytes or some time."""
 
     __slots__ = ("_bytes", "_following", "_next")
 

@@ -4,8 +4,8 @@
 
 A union that once opened a file keeps its inode for as long as it remembers the file itself (docs/design/cache.md), and
 so does a program that has it open. No name leads there any more, but the handle of open_by_handle_at(2) does until the
-inode is gone. Only for who removes, one at a time. Without the right to open by handle every removed file counts as
-gone.
+inode is gone. Only for the process that removes content, one at a time. Without the right to open by handle every
+removed file counts as gone.
 """
 
 import errno
@@ -21,13 +21,13 @@ _GONE = {errno.ESTALE, errno.ENOENT, errno.ENOMEM}
 _NO_HANDLES = {errno.EOPNOTSUPP, errno.EPERM, errno.EOVERFLOW, errno.ENOSYS}
 
 
-class HeldFiles:
+class RemovedFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._path = root / "held"
 
     def handle(self, fd: int) -> bytes:
-        """What will tell whether the file lives on; empty where nothing can."""
+        """A handle that shows later whether the file lives on; empty where there are none."""
         try:
             return linux.name_to_handle(fd)
         except OSError as error:
@@ -36,7 +36,7 @@ class HeldFiles:
             raise
 
     def is_held(self, handle: bytes) -> bool:
-        """Of a file whose last name was removed, and that we have closed."""
+        """Whether something holds a file whose last name was removed and that we have closed."""
         if not handle:
             return False
         try:
@@ -55,12 +55,12 @@ class HeldFiles:
             os.write(fd, f"{size} {handle.hex()}\n".encode("ascii"))
 
     def total(self) -> int:
-        """Bytes that are held still."""
+        """How many bytes are still held."""
         self.forget_gone()
         return sum(size for size, _ in self._read())
 
     def forget_gone(self) -> int:
-        """Forget what is not held any more, and return its bytes."""
+        """Forget files that are not held any more, and return their bytes."""
         listed = list(self._read())
         held = [(size, handle) for size, handle in listed if self.is_held(handle)]
         if len(held) != len(listed):

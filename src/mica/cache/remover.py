@@ -7,26 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mica import linux
-from mica.fetch.eviction import Taken, Use
-from mica.fetch.held import HeldFiles
-from mica.fetch.inventory import Item, Kind
+from mica.cache.eviction import Taken, Use
+from mica.cache.inventory import Item, Kind
+from mica.cache.removedfiles import RemovedFiles
+from mica.cache.shown import ShownNames
 from mica.files import locked_in_turn, owned_fd
 
+_MEMORY_ONLY = {linux.TMPFS_MAGIC, linux.RAMFS_MAGIC}
 _NO_LEASES = {errno.EINVAL, errno.EACCES, errno.EPERM}
 
 
 class Rehearsal:
-    """Says what would be done."""
+    """Says what would be removed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, shown: ShownNames) -> None:
         self._root = root
         self._text = os.fspath(root)
+        self._shown = shown
 
     def look(self, item: Item) -> Use:
         with _opened(self._text, item) as fd:
             if fd is None:
                 return Use.COLD
-            if _is_in_use(fd, item):
+            if self._is_in_use(fd, item):
                 return Use.IN_USE
             return Use.WARM if not item.is_stray and _is_in_memory(fd) else Use.COLD
 
@@ -37,14 +40,18 @@ class Rehearsal:
         with _opened(self._text, item) as fd:
             if fd is None:
                 return Taken.GONE
-            return Taken.IN_USE if _is_in_use(fd, item) else Taken.FREED
+            return Taken.IN_USE if self._is_in_use(fd, item) else Taken.FREED
+
+    def _is_in_use(self, fd: int, item: Item) -> bool:
+        name = item.local_name
+        return (name is not None and self._shown.has(name)) or _is_open(fd, item)
 
 
 class Remover(Rehearsal):
-    """Does it. Only one at a time for a cache (`Sweeper.alone`)."""
+    """Removes. Only one at a time for a cache (`Sweeper.alone`)."""
 
-    def __init__(self, root: Path, held: HeldFiles) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, shown: ShownNames, held: RemovedFiles) -> None:
+        super().__init__(root, shown)
         self._held = held
 
     def spare(self, item: Item, *, is_open: bool) -> None:
@@ -55,7 +62,7 @@ class Remover(Rehearsal):
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def take(self, item: Item) -> Taken:
-        """A file that is opened between the look and the removal stays readable where it is open, and is held."""
+        """If a file is opened between the look and the removal, it stays readable there, and counts as held."""
         return self._remove(item, also_in_use=False)
 
     def discard(self, item: Item) -> Taken:
@@ -69,7 +76,7 @@ class Remover(Rehearsal):
             with _opened(self._text, item) as fd:
                 if fd is None:
                     return Taken.GONE
-                if not also_in_use and _is_in_use(fd, item):
+                if not also_in_use and self._is_in_use(fd, item):
                     return Taken.IN_USE
                 handle = self._held.handle(fd)
                 for name in item.names:
@@ -83,7 +90,7 @@ class Remover(Rehearsal):
 
 @contextlib.contextmanager
 def _opened(root: str, item: Item) -> Iterator[int | None]:
-    """None for a file that is gone, or that another one has replaced."""
+    """A descriptor; None for a file that is gone, or that another one has replaced."""
     try:
         fd = os.open(f"{root}/{item.name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -93,8 +100,8 @@ def _opened(root: str, item: Item) -> Iterator[int | None]:
         yield fd if os.fstat(fd).st_ino == item.inode else None
 
 
-def _is_in_use(fd: int, item: Item) -> bool:
-    """Open, or asked for since the inventory: handed over, opened by a client, named once more."""
+def _is_open(fd: int, item: Item) -> bool:
+    """Whether it is open, or was asked for since the inventory: handed over, opened by a client, named again."""
     if os.fstat(fd).st_ctime_ns != item.changed:
         return True
     try:
@@ -102,7 +109,7 @@ def _is_in_use(fd: int, item: Item) -> bool:
     except OSError as error:
         if error.errno not in _NO_LEASES:
             raise
-    # Nobody knows. A whole file may go at any time, but who fills a part or mounts an image relies on its name.
+    # It cannot be known. A whole file may go at any time, but filling a part and mounting an image rely on its name.
     return item.kind is Kind.IMAGE or _is_part(item)
 
 
@@ -111,7 +118,8 @@ def _is_part(item: Item) -> bool:
 
 
 def _is_in_memory(fd: int) -> bool:
+    """Whether pages of it are in memory that could be dropped. On a tmpfs all always are, which says nothing of use."""
     try:
-        return linux.resident_pages(fd) > 0
+        return linux.filesystem_type(fd) not in _MEMORY_ONLY and linux.resident_pages(fd) > 0
     except OSError:
         return False

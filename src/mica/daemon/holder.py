@@ -1,12 +1,13 @@
-"""The holder: a tiny program that keeps a FUSE session's descriptor while nobody serves it.
+"""The holder: a tiny program that keeps the object filesystem's descriptor while no session serves it.
 
     python3 holder.py <listening socket fd> <FUSE fd> <deadline, seconds>
 
-The kernel's requests wait as long as the descriptor is open. Whoever connects to the socket gets it (SCM_RIGHTS) and is
-taken for the server until it hangs up; then, unless a successor connects within the deadline, the holder answers every
-request with EIO, so that programs fail instead of waiting for ever, until one does. A message `quit` ends it.
+The kernel's requests wait as long as the descriptor is open. A process that connects to the socket gets the descriptor
+(SCM_RIGHTS) and counts as the server until it hangs up. If no successor connects within the deadline, the holder
+answers every request with EIO until one does, so that programs fail instead of waiting for ever. The message `quit`
+ends the holder.
 
-It imports nothing of ours and only what it needs: it lives as long as containers do, and its memory is all it costs.
+It imports nothing of ours and only what it needs: it lives as long as containers do, and its only cost is its memory.
 Layouts and numbers: include/uapi/linux/fuse.h.
 """
 
@@ -30,7 +31,7 @@ _GONE = {errno.ENODEV, errno.ECONNABORTED}
 
 
 class Holder:
-    """One descriptor, and the connections of those who serve it."""
+    """One descriptor, and the connections of the processes that serve it."""
 
     def __init__(self, listener: socket.socket, fuse: int, deadline_s: float) -> None:
         self._listener = listener
@@ -41,7 +42,7 @@ class Holder:
         self._is_refusing = False
 
     def run(self) -> None:
-        """Until it is told to quit, or the file system is unmounted everywhere."""
+        """Run until a message says `quit`, or the file system is unmounted everywhere."""
         while self._turn():
             pass
 
@@ -95,8 +96,8 @@ class Holder:
     def _refuse(self) -> bool:
         """Answer one request with an error; False if there is no file system any more.
 
-        The descriptor has to stay blocking, for its servers share it; and a request may be withdrawn between poll and
-        read. So the read is ended by a signal if there is nothing to read after all.
+        The descriptor has to stay blocking, since servers share it, and a request may be withdrawn between poll and
+        read. So a signal ends the read if there is nothing to read after all.
         """
         try:
             signal.setitimer(signal.ITIMER_REAL, _READ_S)

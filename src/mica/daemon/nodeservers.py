@@ -1,6 +1,7 @@
-"""The two servers of a node, as what a child process runs (`mount/serverprocess.py`). Neither knows who started it.
+"""The two servers of a node, as functions that child processes run (`serverprocess.py`). They do not depend on the
+process that started them.
 
-What they are made of is imported in them: at the same time, and while who started them goes on.
+Each imports its modules in its own process, at the same time as the other, while the parent goes on.
 """
 
 import contextlib
@@ -12,25 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mica.dataplane.nodedirectory import NodeDirectory
 from mica.errors import MicaError
 from mica.fetch.location import RepositoryLocation
-from mica.mount.serverprocess import Serve, Stopped
-from mica.node.directory import NodeDirectory
-from mica.node.stack import Method
+from mica.fuse.identity import OBJECTS_SOURCE
+from mica.layers.stack import Method
+from mica.serverprocess import Parent, Serve, leave_open
 from mica.thin.descriptor import ThinDescriptor
 
 if TYPE_CHECKING:
-    from mica.node.messages import Question
-    from mica.node.preparing import Preparation
+    from mica.dataplane.messages import Question
+    from mica.dataplane.preparation import Preparation
 
-FILESYSTEM_NAME = "mica#objects"
+FILESYSTEM_NAME = OBJECTS_SOURCE
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """The order of `locations` numbers the repositories; a successor keeps it. `deadline_s`: how long the kernel's
-    requests wait for a successor before they fail. `complete_bytes_per_s`: how fast the rest of images in use is
-    fetched, 0 for not at all. `recorded`: where the service writes at its end what was asked of it."""
+    requests wait for a successor before they fail. `complete_bytes_per_s`: how fast completion fetches the rest of
+    images in use, 0 for not at all. `recorded`: the file in which the service lists, at its end, the content that it
+    was asked for. `one_by_one`: whether overlayfs is known to take layers one by one. `resends`: whether the kernel
+    sends again the requests that a session leaves unanswered."""
 
     directory: NodeDirectory
     cache: Path
@@ -39,6 +43,8 @@ class NodeSettings:
     deadline_s: float = 30.0
     complete_bytes_per_s: int = 0
     recorded: Path | None = None
+    one_by_one: bool | None = None
+    resends: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +56,28 @@ class ServerSpec:
 
 
 def import_service() -> None:
-    """What a service is made of, a fifth of a second of work: for who will be one and has nothing else to do yet."""
-    for name in ("fetch.cache", "fetch.location", "fetch.client", "node.completion", "node.imagecheck", "node.prefetch",
-                 "node.preparing", "node.service", "node.traces"):  # fmt: skip
+    """Import the service's modules, a fifth of a second of work: for a process that will be a service and still waits
+    for its task."""
+    for name in ("cache.cache", "fetch.location", "fetch.client", "dataplane.completion", "dataplane.imagecheck",
+                 "dataplane.prefetch", "dataplane.preparation", "dataplane.service", "dataplane.traces"):  # fmt: skip
         importlib.import_module(f"mica.{name}")
 
 
-def service_of(
-    settings: NodeSettings, *, first: ThinDescriptor | None = None, program: str | None = None
-) -> Callable[[Callable[[], None]], dict[str, int]]:
-    """The service; its result is its traffic. It begins with the layers of `first`, before anybody asks, of which
-    `program` will be started."""
+def service_of(settings: NodeSettings, *, first: ThinDescriptor | None = None, program: str | None = None) -> Serve:
+    """The service; its result is its traffic. It begins with the layers of `first` before it is asked for any;
+    `program` will be started in them."""
 
-    def serve(ready: Callable[[], None]) -> dict[str, int]:
-        from mica.fetch.cache import Cache
+    def serve(parent: Parent) -> dict[str, int]:
+        from mica.cache.cache import Cache
+        from mica.dataplane.completion import Completion
+        from mica.dataplane.imagecheck import open_checkers
+        from mica.dataplane.prefetch import Prefetch
+        from mica.dataplane.preparation import Preparation
+        from mica.dataplane.service import Service, Supply
+        from mica.dataplane.traces import Recorder
         from mica.fetch.location import open_repository
-        from mica.node.completion import Completion
-        from mica.node.imagecheck import open_checkers
-        from mica.node.prefetch import Prefetch
-        from mica.node.preparing import Preparation
-        from mica.node.service import Service, Supply
-        from mica.node.traces import Recorder
 
-        with contextlib.ExitStack() as stack:
-            check = stack.enter_context(open_checkers())
+        with open_checkers() as check, contextlib.ExitStack() as stack:
             cache = stack.enter_context(Cache(settings.cache))
             clients = [stack.enter_context(open_repository(place, settings.cache)) for place in settings.locations]
             supply = Supply(cache, clients)
@@ -84,7 +88,8 @@ def service_of(
             latency_s = lambda number: clients[number].latency_s  # noqa: E731
             prefetch = stack.enter_context(Prefetch(cache, supply.answer, supply.is_ahead, latency_s))
             recorder = Recorder()
-            preparation = Preparation(cache, clients, settings.directory, settings.method, completion, prefetch, check)
+            preparation = Preparation(cache, clients, settings.directory, settings.method, completion, prefetch, check,
+                                      one_by_one=settings.one_by_one)  # fmt: skip
             if first is not None:
                 threading.Thread(target=_begin, args=(preparation, first, program), name="first", daemon=True).start()
 
@@ -93,8 +98,8 @@ def service_of(
                 if settings.recorded is not None:
                     recorder.asked(question)
 
-            with contextlib.suppress(Stopped):
-                Service(supply, preparation.operations, asked).serve(settings.directory.service, ready)
+            Service(supply, preparation.operations, asked).serve(settings.directory.service, parent)
+            leave_open(stack)  # downloads are still under way
             if settings.recorded is not None:
                 recorder.write(settings.recorded)
             return _total([client.counter.read()._asdict() for client in clients])
@@ -103,7 +108,7 @@ def service_of(
 
 
 def _begin(preparation: "Preparation", descriptor: ThinDescriptor, program: str | None) -> None:
-    # Whoever asks for the layers joins this, or does it again and is told what is wrong.
+    # A caller that asks for the layers waits for this, or tries again and gets the error.
     with contextlib.suppress(MicaError):
         preparation.obtain(descriptor, program)
 
@@ -112,17 +117,16 @@ def _total(traffic: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(counts[name] for counts in traffic) for name in (traffic[0] if traffic else ())}
 
 
-def session_of(settings: NodeSettings, fuse_fd: int, *, resend: bool = False) -> Callable[[Callable[[], None]], None]:
-    """The server of the object filesystem; the descriptor stays the caller's."""
+def session_of(settings: NodeSettings, fuse_fd: int, journal_fd: int, *, resend: bool = False) -> Serve:
+    """The server of the object filesystem, which also writes its journal. The caller still owns the descriptors."""
 
-    def serve(ready: Callable[[], None]) -> None:
-        from mica.node.sessionprocess import serve_session
+    def serve(parent: Parent) -> None:
+        from mica.dataplane.sessionprocess import serve_session
 
-        ready()
-        with contextlib.suppress(Stopped):
-            serve_session(
-                os.dup(fuse_fd), settings.cache, settings.directory, len(settings.locations),
-                shows_all=settings.method is Method.ORDINARY, resend=resend,
-            )  # fmt: skip
+        parent.ready()
+        serve_session(
+            os.dup(fuse_fd), journal_fd, settings.cache, settings.directory, len(settings.locations), parent,
+            shows_all=not settings.method.has_data_layers, resend=resend, resends=settings.resends,
+        )  # fmt: skip
 
     return serve

@@ -1,4 +1,4 @@
-"""Completion: bringing the rest of an image into the cache while it is in use, slowly and after everything else.
+"""Completion: bringing the rest of an image into the cache while it is in use, slowly and with the lowest priority.
 
 Off unless the configuration switches it on. Content comes in the order of the metadata images, top layer first, never
 faster than a rate, and not while programs wait for content themselves. A thread of the service for each image held.
@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from mica.fetch.cache import Cache
-from mica.fetch.parts import local_name_bytes
+from mica.cache.cache import Cache
+from mica.cache.partfiles import local_name_bytes
+from mica.dataplane.messages import Kind, Question, Result
 from mica.logs import logger
 from mica.metaimage.reader import read_image
-from mica.node.messages import Kind, Question, Result
 from mica.repo.localname import LocalName
 
 _log = logger(__name__)
 _STEP_BYTES = 1 << 20
 _QUIET_S = 0.5
-"""How long nobody must have waited for content before completion goes on."""
+"""Completion goes on when no program has waited for content for this long."""
 
 
 _PATIENCE_S = 2.0
@@ -29,9 +29,10 @@ _PATIENCE_S = 2.0
 
 
 class Completion:
-    """`supply` is what answers the object filesystem; `last_asked` tells when that was last asked (time.monotonic).
+    """`supply` brings content into the cache; `last_asked` returns when a program last asked it for content
+    (time.monotonic).
 
-    A block, which ends all that it began; the cache is to outlive it.
+    A block, which ends all that it began; the cache has to outlive it.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Completion:
         return ended
 
     def run(self, images: Sequence[Path], repository: int, ended: threading.Event) -> None:
-        """Until everything is here, the cache is full, something fails, or the event is set."""
+        """Runs until everything is here, the cache is full, something fails, or the event is set."""
         for name in _contents(images):
             for offset, size in _steps(self._cache, name):
                 while (quiet_s := self._last_asked() + _QUIET_S - time.monotonic()) > 0:

@@ -1,9 +1,9 @@
-"""What the object filesystem was asked, in a file that another process can read at any time.
+"""How many requests the object filesystem got, in a file that another process can read at any time.
 
     <lookups u64> <reads u64> <questions u64>       little endian; questions are those it passed on to the service
 
-Only what is not in the cache may ever reach it: these figures show that. They start at 0 with each session process's
-file; a successor goes on with its predecessor's.
+Only requests for content that is not in the cache reach it: these figures show that. They start at 0 with a node's
+first session; a successor goes on with its predecessor's.
 """
 
 import mmap
@@ -12,6 +12,8 @@ import struct
 import threading
 from pathlib import Path
 from typing import Final, NamedTuple, Self
+
+from mica.files import give_space
 
 _LAYOUT: Final = struct.Struct("<QQQ")
 
@@ -28,7 +30,7 @@ class SharedCounts:
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, _LAYOUT.size)
+            give_space(fd, _LAYOUT.size)
             self._map = mmap.mmap(fd, _LAYOUT.size)
         finally:
             os.close(fd)

@@ -1,12 +1,13 @@
 """Mounting metadata images: EROFS from a file (Linux 6.12), or by way of a loop device. Any thread.
 
-Called by the node. Knows nothing of what is in an image (`metaimage/`).
+Called by the node. Knows nothing about the content of an image (`metaimage/`).
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ _LO_FLAGS_AUTOCLEAR: Final = 4
 # struct loop_config: fd, block_size, loop_info64 (232 bytes, of which lo_flags is at 52), 8 reserved words.
 _LOOP_CONFIG = struct.Struct("<II52sI176s64s")
 _LOOP_ATTEMPTS: Final = 32
+# Documentation/admin-guide/devices.txt
+_LOOP_CONTROL: Final = os.makedev(10, 237)
+_LOOP_MAJOR: Final = 7
 _VALUE_MAX_BYTES: Final = 255  # of one fsconfig string
 _ATTRIBUTES: Final = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOATIME
 
@@ -57,19 +61,30 @@ def _loop_device(image: Path) -> Iterator[str]:
     """A loop device of the file, which goes away with its last user: after the block with the mount."""
     with (
         owned_fd(os.open(image, os.O_RDONLY | os.O_CLOEXEC)) as backing,
-        owned_fd(os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)) as control,
+        owned_fd(_open_device("/dev/loop-control", os.O_RDWR, stat.S_IFCHR, _LOOP_CONTROL)) as control,
     ):
         flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
         config = _LOOP_CONFIG.pack(backing, 4096, b"", flags, b"", b"")
         for _ in range(_LOOP_ATTEMPTS):
-            path = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            with owned_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as device:
+            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            path = f"/dev/loop{number}"
+            with owned_fd(_open_device(path, os.O_RDONLY, stat.S_IFBLK, os.makedev(_LOOP_MAJOR, number))) as device:
                 try:
                     fcntl.ioctl(device, _LOOP_CONFIGURE, config)
                 except OSError as error:
-                    if error.errno == errno.EBUSY:  # somebody else took it meanwhile
+                    if error.errno == errno.EBUSY:  # another process took it meanwhile
                         continue
                     raise
                 yield path
                 return
     raise OSError(errno.EBUSY, "no loop device is free", os.fspath(image))
+
+
+def _open_device(path: str, flags: int, kind: int, number: int) -> int:
+    """Make the node where it is missing: the /dev of a container, such as an engine's plugin, has only a few."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mknod(path, kind | 0o600, number)
+        return os.open(path, flags | os.O_CLOEXEC)

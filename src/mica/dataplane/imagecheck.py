@@ -1,12 +1,13 @@
 """Reading foreign metadata images through before the kernel is given them, in processes beside the service.
 
-Twelve microseconds for each inode: an interpreter that does it answers nobody meanwhile, and a first start waits for
-the images of all layers. So the service has checkers, one for each processor, forked before it has threads:
+A check takes twelve microseconds for each inode. The service's interpreter could answer no request meanwhile, and a
+first start waits for the images of all layers. So the service has checkers, one for each processor, forked before it
+has threads:
 
     service ── the image's descriptor (SCM_RIGHTS), what to call it → checker
             ← "ok", or what is wrong ─────────────────────────────────
 
-They end with the service, however that ends. One that died is done without. Any thread.
+They end with the service, however that ends. If one dies, the others go on. Any thread.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from typing import BinaryIO
 
 from mica.errors import IntegrityError
 from mica.metaimage.reader import read_image
-from mica.mount.serverprocess import Stopped, open_server_process
+from mica.serverprocess import Parent, Serve, open_server_process
 
 Check = Callable[[BinaryIO, str], None]
 """Raises IntegrityError naming the second argument if the first is not a metadata image from end to end."""
@@ -32,20 +33,20 @@ _WRONG = b"!"
 
 
 def check_image(file: BinaryIO, what: str) -> None:
-    """In this process."""
+    """Check an image in this process."""
     deque(read_image(file, what), maxlen=0)
 
 
 @contextlib.contextmanager
 def open_checkers(count: int = min(os.cpu_count() or 1, _CHECKERS_MAX)) -> Iterator[Check]:
-    """A check that other processes do, so many at a time. To be opened by a process without threads."""
+    """A check that other processes do, `count` at a time. To be opened by a process without threads."""
     idle: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(ours)
             with theirs:
-                stack.enter_context(open_server_process(_checker(theirs), wait=False))
+                stack.enter_context(open_server_process(_checker(theirs), "checker of images", wait=False))
             idle.put(ours)
 
         def check(file: BinaryIO, what: str) -> None:
@@ -63,7 +64,7 @@ def open_checkers(count: int = min(os.cpu_count() or 1, _CHECKERS_MAX)) -> Itera
 
 
 def _ask(line: socket.socket, file: BinaryIO, what: str) -> bytes:
-    """Empty if there is no checker any more."""
+    """The checker's answer; empty if the checker has died."""
     try:
         socket.send_fds(line, [what.encode("utf-8")], [file.fileno()])
         return line.recv(_MESSAGE_BYTES)
@@ -71,12 +72,12 @@ def _ask(line: socket.socket, file: BinaryIO, what: str) -> bytes:
         return b""
 
 
-def _checker(line: socket.socket) -> Callable[[Callable[[], None]], None]:
-    def serve(ready: Callable[[], None]) -> None:
-        ready()
-        gc.disable()  # reading makes no cycles
-        with contextlib.suppress(Stopped, ConnectionError):
-            while _answer(line):
+def _checker(line: socket.socket) -> Serve:
+    def serve(parent: Parent) -> None:
+        parent.ready()
+        gc.disable()  # reading makes no reference cycles
+        with contextlib.suppress(ConnectionError):
+            while parent.wait(line) and _answer(line):
                 pass
 
     return serve

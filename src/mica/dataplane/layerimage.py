@@ -7,28 +7,30 @@ which are small, and one object (a few at once for a large layer); it is read th
 kernel will be given it. Any thread; two for one target only in different processes.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from mica.digest import Suffix
+from mica.cache.quota import Reservation
+from mica.dataplane.catalogpath import Located, locate
+from mica.dataplane.imagecheck import Check, check_image
+from mica.dataplane.layerwalk import walk_layer
 from mica.errors import IntegrityError, NotFoundError
-from mica.fetch.client import ObjectName, RepositoryClient
-from mica.files import mapped_os_errors, owned_fd, replacing_file
+from mica.fetch.client import RepositoryClient
+from mica.files import allocated_bytes, mapped_os_errors, owned_fd, replacing_file
 from mica.metaimage.fromcatalog import InodeMaker
 from mica.metaimage.inode import IMAGE_BYTES_MAX
 from mica.metaimage.writer import STANDARD_LIMITS, ImageLimits, write_image
-from mica.node.catalogpath import Located, locate
-from mica.node.imagecheck import Check, check_image
-from mica.node.layerwalk import walk_layer
 from mica.repo.catalog import NestedCatalog
 from mica.repo.entry import Flag
-from mica.tarstream import quoted
-from mica.thin.layout import metadata_image_of_tree
+from mica.repo.objectname import file_object
+from mica.texts import quoted
+from mica.thin.layout import metadata_images_of_tree
 
 _BLOCK_BYTES = 1 << 20
 _BEHIND_BYTES = 2 << 30
-"""For directories and chunk lists, which have limits of their own."""
+"""Room in an image for directories and chunk lists, which have limits of their own."""
 
 
 def obtain_layer_image(
@@ -40,21 +42,31 @@ def obtain_layer_image(
     limits: ImageLimits = STANDARD_LIMITS,
     check: Check = check_image,
 ) -> None:
-    """Put the image of the layer tree at a path of the revision with that root catalog under a name, whole or not at
-    all. Raises NotFoundError if there is no such tree, IntegrityError if image or catalogs are not right, UserError if
-    the tree is larger than the limits, and what fetching raises."""
-    published = metadata_image_of_tree(tree_path)
-    found = None if published is None else locate(client, root, published)
-    with (
-        mapped_os_errors(f"write the metadata image {target}"),
-        replacing_file(target, mode=0o600, durable=False) as file,
-    ):
-        if found is not None and found.row.entry.is_regular:
-            what = f"{quoted(published or b'')} of {client.fqrn}"
-            _fetch_image(client, found, file, what)
-            check(file, what)
-        else:
-            generate_layer_image(client, root, tree_path, file, limits=limits)
+    """Write the image of the layer tree at a path of the revision with that root catalog to a file, whole or not at
+    all. Raises NotFoundError if there is no such tree, IntegrityError if image or catalogs are wrong, UserError if the
+    tree is larger than the limits, and what fetching raises."""
+    published, found = _locate_image(client, root, tree_path)
+    with mapped_os_errors(f"write the metadata image {target}"), client.cache.reserving(0) as room:
+        with replacing_file(target, mode=0o600, durable=False) as file:
+            if found is not None and found.row.entry.is_regular:
+                what = f"{quoted(published)} of {client.fqrn}"
+                _fetch_image(client, found, file, what, room)
+                check(file, what)
+            else:
+                generate_layer_image(client, root, tree_path, file, limits=limits)
+                file.flush()
+            # The size of an image that is made here is known only now.
+            size = allocated_bytes(os.fstat(file.fileno()))
+            room.cover(size)
+        room.keep(size)
+
+
+def _locate_image(client: RepositoryClient, root: NestedCatalog, tree_path: bytes) -> tuple[bytes, Located | None]:
+    """The published image and its path. Images lie beside each other, so looking for all costs no more than for one."""
+    for path in metadata_images_of_tree(tree_path):
+        if (found := locate(client, root, path)) is not None:
+            return path, found
+    return b"", None
 
 
 def generate_layer_image(
@@ -65,7 +77,7 @@ def generate_layer_image(
     *,
     limits: ImageLimits = STANDARD_LIMITS,
 ) -> None:
-    """Make it of the catalogs alone. Raises as `obtain_layer_image` does."""
+    """Make the image from the catalogs alone. Raises as `obtain_layer_image` does."""
     top = locate(client, root, tree_path)
     if top is None:
         raise NotFoundError(f"There is no layer {quoted(tree_path)} in {client.fqrn}.")
@@ -76,20 +88,20 @@ def generate_layer_image(
         raise IntegrityError(f"The layer {quoted(tree_path)} in {client.fqrn} is no tree: {error}.") from error
 
 
-def _fetch_image(client: RepositoryClient, found: Located, file: BinaryIO, what: str) -> None:
+def _fetch_image(client: RepositoryClient, found: Located, file: BinaryIO, what: str, room: Reservation) -> None:
     entry = found.row.entry
     if entry.size > IMAGE_BYTES_MAX + _BEHIND_BYTES:
         raise IntegrityError(f"{what} has {entry.size} bytes, more than a metadata image may have.")
     try:
-        compression = entry.compression
         if entry.flags & Flag.CHUNKED:
             chunks = found.catalog.chunks(found.row)
-            with client.open_part(chunks, compression) as part:
+            with client.open_part(chunks, entry.compression) as part:
                 client.fetch_chunks(part, part.missing(0, entry.size))
+                room.cover(entry.size)
                 _copy(part.fd, file)
-        elif entry.digest is not None:
-            fd = client.open_object(ObjectName(entry.digest, Suffix.FILE, compression, entry.size))
-            with owned_fd(fd):
+        elif (name := file_object(entry)) is not None:
+            with owned_fd(client.open_object(name)) as fd:
+                room.cover(entry.size)
                 _copy(fd, file)
     except ValueError as error:
         raise IntegrityError(f"{what} has an impossible entry: {error}.") from error

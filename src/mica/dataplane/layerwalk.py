@@ -1,9 +1,9 @@
 """A layer tree as catalogs have it, walked for its metadata image: what a container shall see, in tree order.
 
-Others publish layers as they were in their archives (unpacked repositories made by the stock tools), so the signs of
-aufs are understood here: `.wh.NAME` removes a name of lower layers, `.wh..wh..opq` makes its directory opaque, all else
-that begins with `.wh..wh.` is aufs's own and left out. So are the markers of nested catalogs. Memory: some rows of each
-directory on the way down. One thread.
+The stock tools publish layers as they were in their archives, so the signs of AUFS are understood here: `.wh.NAME`
+removes a name of lower layers, `.wh..wh..opq` makes its directory opaque, all else that begins with `.wh..wh.` is
+AUFS's own and left out. Markers are left out too, except in layers that mica converted: there a file of that name
+belongs to the image. Memory: some rows of each directory on the way down. One thread.
 """
 
 import heapq
@@ -13,17 +13,17 @@ from functools import cached_property
 from itertools import count
 from typing import NamedTuple
 
+from mica.dataplane.catalogpath import Located, open_catalog
 from mica.digest import path_hash
-from mica.errors import IntegrityError, NotFoundError
+from mica.errors import IntegrityError, NotFoundError, UserError
 from mica.fetch.client import RepositoryClient
 from mica.metaimage.fromcatalog import InodeMaker
 from mica.metaimage.inode import PATH_MAX, Inode
-from mica.metaimage.xattrs import OPAQUE
-from mica.node.catalogpath import Located, open_catalog
-from mica.oci.whiteouts import AUFS_PREFIX, OPAQUE_MARKER, WHITEOUT_PREFIX
 from mica.repo.catalog import Catalog, NestedCatalog, Row, is_transition
 from mica.repo.entry import MARKER, Entry, Flag
-from mica.tarstream import quoted
+from mica.texts import quoted
+from mica.thin.layout import metadata_images_of_tree
+from mica.unionsigns import AUFS_PREFIX, OPAQUE, OPAQUE_MARKER, ORIGIN, WHITEOUT_PREFIX
 
 _WHITEOUT = Inode(stat.S_IFCHR)
 
@@ -36,7 +36,7 @@ def walk_layer(client: RepositoryClient, top: Located, path: bytes, maker: Inode
     """
     if not stat.S_ISDIR(top.row.entry.mode):
         raise NotFoundError(f"{quoted(path)} in {client.fqrn} is not a directory.")
-    walk = _Walk(client, maker)
+    walk = _Walk(client, maker, keeps_markers=_is_converted(top, path))
     inode, directory = walk.enter(_Branch(top.catalog), path, top.row.entry, is_opaque=False)
     yield b"", inode
     pending = [directory]
@@ -60,8 +60,14 @@ def walk_layer(client: RepositoryClient, top: Located, path: bytes, maker: Inode
             pending.pop()
 
 
+def _is_converted(top: Located, path: bytes) -> bool:
+    """Whether mica made the layer: its catalog begins above the tree. With other tools it begins at the tree."""
+    above = path.rpartition(b"/")[0]
+    return bool(metadata_images_of_tree(path)) and top.catalog.root_prefix == above
+
+
 class _Branch:
-    """A catalog on the way, and what its directories need not be asked for, because it has none of it."""
+    """A catalog on the way, and which kinds of rows it does not have, so that its directories need not be asked."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -82,10 +88,11 @@ class _Group(NamedTuple):
 
 
 class _Directory:
-    """A directory in which the walk is. `hidden` are the names that its whiteouts take away."""
+    """A directory that the walk is in. `hidden` are the names that its whiteouts take away."""
 
-    def __init__(self, branch: _Branch, path: bytes) -> None:
+    def __init__(self, branch: _Branch, path: bytes, *, keeps_markers: bool) -> None:
         self.branch = branch
+        self._keeps_markers = keeps_markers
         self.path = path
         key = path_hash(path)
         markers = branch.catalog.names_with_prefix(key, WHITEOUT_PREFIX) if branch.has_whiteouts else []
@@ -97,7 +104,7 @@ class _Directory:
         self.children = self._children()
 
     def _children(self) -> Iterator[tuple[bytes, Row | None]]:
-        """Sorted by name; whiteouts have no row, and yield to an entry of their name."""
+        """Sorted by name. A whiteout has no row; an entry of its name replaces it."""
         rows = ((row.entry.name, row) for row in self.branch.catalog.children_by_name(path_hash(self.path)))
         whiteouts = ((name, None) for name in sorted(self.hidden))
         last = None
@@ -107,7 +114,7 @@ class _Directory:
             last = name
 
     def _is_shown(self, entry: Entry) -> bool:
-        if entry.name == MARKER and self.branch.catalog.root_prefix == self.path:
+        if entry.name == MARKER and self.branch.catalog.root_prefix == self.path and not self._keeps_markers:
             return False
         return not entry.flags & Flag.HIDDEN and not entry.name.startswith(WHITEOUT_PREFIX)
 
@@ -117,10 +124,11 @@ def _name_of(child: tuple[bytes, Row | None]) -> bytes:
 
 
 class _Walk:
-    """What all directories of a walk have in common."""
+    """State that all directories of a walk share."""
 
-    def __init__(self, client: RepositoryClient, maker: InodeMaker) -> None:
+    def __init__(self, client: RepositoryClient, maker: InodeMaker, *, keeps_markers: bool) -> None:
         self._client = client
+        self._keeps_markers = keeps_markers
         self._maker = maker
         self._group_numbers = count(1)
 
@@ -128,14 +136,21 @@ class _Walk:
         """A directory, from the catalog that is mounted there if one is."""
         if is_transition(entry):
             branch = _Branch(self._mounted(branch, path))
-        directory = _Directory(branch, path)
+        directory = _Directory(branch, path, keeps_markers=self._keeps_markers)
         inode = self._maker.make(entry, (), group=0, links=1)
         if is_opaque or directory.is_opaque:
             inode = inode._replace(xattrs={**inode.xattrs, OPAQUE: b"y"})
+        if directory.hidden:
+            inode = inode._replace(xattrs={**inode.xattrs, ORIGIN: b""})
         return inode, directory
 
     def file(self, directory: _Directory, path: bytes, row: Row) -> Inode:
         entry = row.entry
+        if entry.is_regular and entry.flags & Flag.EXTERNAL:
+            raise UserError(
+                f"{quoted(path)} in {self._client.fqrn} is an external file, which a layer's image cannot refer to.",
+                hint="Mount the layers with --method repository.",
+            )
         group, links = self._group_of(directory, path, entry) if entry.group else (0, 1)
         try:
             chunks = directory.branch.catalog.chunks(row) if entry.is_regular and entry.flags & Flag.CHUNKED else []

@@ -1,7 +1,7 @@
-"""What the object filesystem asks of the node's service, and what it hears: one datagram each. Pure.
+"""Questions of the object filesystem to the node's service, and its answers: one datagram each. Pure.
 
     question   <kind u8> <ticket u64> <offset u64> <size u32> <repository u16> <name>
-    answer     <ticket u64> <errno i32> <value u64>
+    answer     <ticket u64> <errno i32>
 
 The ticket is the unique number of the FUSE request that waits. Little endian; both ends are the same program on one
 machine, so there are no versions.
@@ -14,16 +14,16 @@ from typing import NamedTuple
 from mica.repo.localname import LocalName
 
 ANY_REPOSITORY = 0xFFFF
-"""Whoever asks does not know any more which repository shows the file: all are tried."""
+"""Stands for any repository: all are tried for the content."""
 
 MESSAGE_BYTES = 512
 _QUESTION = struct.Struct("<BQQIH")
-_ANSWER = struct.Struct("<QiQ")
+_ANSWER = struct.Struct("<Qi")
 
 
 class Kind(enum.IntEnum):
-    """OBJECT: have it in the cache. PART: have a large file that can be filled; the value is its inode number. RANGE:
-    have these bytes of a large file."""
+    """OBJECT: bring it into the cache. PART: begin a part, so that it can be filled. RANGE: bring these bytes into
+    it."""
 
     OBJECT = 1
     PART = 2
@@ -44,7 +44,6 @@ class Result(NamedTuple):
 
     ticket: int
     errno: int
-    value: int = 0
 
 
 def format_question(question: Question) -> bytes:

@@ -4,17 +4,21 @@
 <node>/layers/<name>/      mounted metadata images
 <node>/service.sock        the service's socket
 <node>/holder.sock         the holder's socket
-<node>/node.json           what a successor has to know
+<node>/node.json           facts for a successor
 """
 
+import contextlib
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mica.files import mapped_os_errors
 
 ERROR_DIRECTORY = "e"
-ANY_DIRECTORY = "any"
-"""What the object filesystem has besides the numbers of repositories."""
+"""Name in the object filesystem's root: what is looked up below it is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,11 @@ class NodeDirectory:
 
     def create(self) -> None:
         with mapped_os_errors(f"make the node's directory {self.path}"):
-            for directory in (self.path, self.objects, self.layers):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self.objects, self.layers):
+                # Do not look at a path that exists: it may be a mount whose server we are about to become.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
 
     @property
     def objects(self) -> Path:
@@ -53,3 +60,12 @@ class NodeDirectory:
     @property
     def lock(self) -> Path:
         return self.path / "lock"
+
+
+def read_facts(node: NodeDirectory) -> Mapping[str, Any]:
+    """The facts that a node left for its successor; empty if they are damaged."""
+    try:
+        values = json.loads(node.facts.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

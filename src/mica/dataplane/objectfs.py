@@ -3,22 +3,22 @@
     /<number>/ab/…     the trigger directory of one repository
     /any/ab/…          the same, for whichever repository has it
     /ready             an empty file (`prime`)
-    /e/…               answers EIO to everything: the last of a union's data layers, so that what could not be fetched
-                       is an I/O error and not a missing file
+    /e/…               answers EIO to everything: the last of a union's data layers, so that content that could not be
+                       fetched gives an I/O error and not a missing file
 
-As a *trigger* it hardly shows anything: a name that is looked up is fetched into the cache, linked into the hand-over
-directory, and then said not to exist, whereupon overlayfs opens the plain file in the next layer. Only large files are
-shown, and read here chunk by chunk, until they are whole. With `shows_all` it is an ordinary file system that shows
-every object, for kernels without data-only layers.
+A *trigger directory* shows hardly anything: a lookup of a name has its content fetched into the cache and linked into
+the hand-over directory, and then answers that the name does not exist. So overlayfs opens the plain file in the next
+layer. Only large files that are not whole are shown, and read here chunk by chunk. With `shows_all` it is an ordinary
+file system that shows every object, for kernels without data-only layers.
 
-Node numbers carry all that the kernel may ask about later, so a successor of a killed server knows them: directories
-by position, large files by their inode number in the cache. Only with `shows_all` is there a table. Called by
-`mount/fuse_dispatch.py` from any number of threads; never waits for the network.
+A directory's node number is made of the number of its repository and the two digits. A file's comes from a journal
+(`cache/shown.py`), which outlives the server and never gives a number to other content. What every number and name
+means, and for how long: docs/design/identities.md. Called by `fuse/dispatch.py` from any number of threads; never
+waits for the network.
 """
 
 import contextlib
 import errno
-import itertools
 import os
 import re
 import stat
@@ -27,65 +27,74 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from mica.errors import MicaError
-from mica.fetch.cache import Cache, link_into_fan
-from mica.fetch.parts import PartFile, find_part, open_part
+from mica.cache.cache import Cache, link_into_fan
+from mica.cache.partfiles import PartFile, open_part
+from mica.cache.shown import ANY_DIRECTORY, Shown, ShownFiles
+from mica.dataplane.counts import SharedCounts
+from mica.dataplane.messages import ANY_REPOSITORY, Kind, Question, Result
+from mica.dataplane.nodedirectory import ERROR_DIRECTORY
+from mica.errors import MicaError, in_one_line
 from mica.files import owned_fd
+from mica.fuse import abi as fuse_abi
+from mica.fuse.abi import ATTR_OUT, ENTRY_OUT, Buffer, Opcode, Statfs
+from mica.fuse.dispatch import PENDING, Handler, Pending, Request
+from mica.fuse.tree import ROOT_INODE, Attributes
 from mica.logs import logger
-from mica.mount import fuse_abi
-from mica.mount.fuse_abi import ATTR_OUT, ENTRY_OUT, Buffer, Opcode, Statfs
-from mica.mount.fuse_dispatch import PENDING, Handler, Pending, Request
-from mica.mount.tree import ROOT_INODE, Attributes
-from mica.node.counts import SharedCounts
-from mica.node.directory import ANY_DIRECTORY, ERROR_DIRECTORY
-from mica.node.messages import ANY_REPOSITORY, Kind, Question, Result
 from mica.repo.localname import LocalName
 
 _log = logger(__name__)
 _READY_FILE: Final = "ready"
 _ERROR_NODE: Final = 2
 _READY_NODE: Final = 3
-# Which kind of node a number is of. An inode number of the cache's file system is below 2**56.
+# The kind of file or directory that a node number is of. The numbers of the journal are below 2**60.
 _DIRECTORY_BIT: Final = 1 << 60
-_PART_BIT: Final = 1 << 61
-_OBJECT_BIT: Final = 1 << 62
+_FILE_BIT: Final = 1 << 61
 _REPOSITORY_SHIFT: Final = 16
 _FAN_BIT: Final = 1 << 8
 _FAN_NAME = re.compile(rb"[0-9a-f]{2}")
 _NUMBER = re.compile(r"[0-9]{1,4}")
 _OPEN_PARTS: Final = 128
+_AGAIN_MAX: Final = 5
+"""How often content is asked for again that was supplied and left the cache at once."""
 _STATFS_BLOCK_BYTES: Final = 4096
 _FOR_EVER_S: Final = 1 << 31
 _FOR_EVER: Final = (_FOR_EVER_S, _FOR_EVER_S, 0, 0)
-# A large file that has become whole is found in the cache; one that left the cache may get another number.
-_PART_VALID: Final = (60, _FOR_EVER_S, 0, 0)
+# After this many seconds the kernel drops the name of a file as soon as no program has it open (fuse_dentry_delete()).
+_FILE_VALID: Final = (60, _FOR_EVER_S, 0, 0)
+
+
+class _LeftError(OSError):
+    """The content was supplied, and left the cache before it was used."""
+
+    def __init__(self, name: LocalName) -> None:
+        super().__init__(errno.EIO, f"{name} left the cache")
 
 
 class Supplier(Protocol):
-    """Has content brought into the cache; the file system's `supplied` is told the end of it."""
+    """Asks the service to bring content into the cache; the file system's `supplied` gets the result."""
 
     def ask(self, question: Question) -> None:
         """Returns at once, whatever happens."""
         ...
 
 
-class _Held(NamedTuple):
-    """A file shown: what it is and where it comes from."""
-
-    name: LocalName
-    repository: int
-
-
 class ObjectFileSystem:
-    """`repositories` is how many have a trigger directory. `complete`, which answers a request that was put off, is
-    the session's, to be set before it starts."""
+    """`repositories`: how many have a trigger directory. `complete` is the session's method that answers a request that
+    was put off and says whether the kernel took the answer; it has to be set before the session starts."""
 
-    complete: Callable[[int, Buffer | OSError], None]
+    complete: Callable[[int, Buffer | OSError], bool]
 
     def __init__(
-        self, cache: Cache, repositories: int, supplier: Supplier, counts: SharedCounts, *, shows_all: bool = False
+        self,
+        cache: Cache,
+        repositories: int,
+        supplier: Supplier,
+        counts: SharedCounts,
+        shown: ShownFiles,
+        *,
+        shows_all: bool = False,
     ) -> None:
         self._cache = cache
         self._repositories = repositories
@@ -93,9 +102,8 @@ class ObjectFileSystem:
         self._shows_all = shows_all
         self._lock = threading.Lock()
         self._waiting: dict[int, Question] = {}
-        self._shown: dict[int, _Held] = {}
-        self._nodes: dict[_Held, int] = {}
-        self._numbers = itertools.count(1)
+        self._asked_again: dict[int, int] = {}
+        self._shown = shown
         self._parts: OrderedDict[LocalName, PartFile] = OrderedDict()
         self._handed_over: deque[tuple[float, str]] = deque()
         self._counts = counts
@@ -103,7 +111,7 @@ class ObjectFileSystem:
     @property
     def handlers(self) -> Mapping[int, Handler]:
         return {
-            # Not OPEN, RELEASE, GETXATTR and their kin: answered ENOSYS once, they are never asked again.
+            # Not OPEN, RELEASE, GETXATTR and the like: answered ENOSYS once, the kernel never sends them again.
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
             Opcode.READ: self._read,
@@ -112,23 +120,50 @@ class ObjectFileSystem:
             Opcode.STATFS: self._statfs,
         }
 
+    def forgotten(self, nodeid: int, lookups: int) -> None:
+        if not nodeid & _FILE_BIT:
+            return
+        held = self._shown.find(nodeid & ~_FILE_BIT)
+        self._shown.forget(nodeid & ~_FILE_BIT, lookups)
+        if held is not None and not self._shown.is_known(held):
+            # No program reads it any more, and our open descriptor would keep it in the cache.
+            with self._lock:
+                self._parts.pop(held.name, None)
+
     def undelivered(self, opcode: int, payload: Buffer) -> None:
-        """No answer of ours has to be taken back."""
+        """If the kernel did not take the answer to a lookup, it does not know the file."""
+        attributes = fuse_abi.parse_entry_out(payload).attributes if opcode == Opcode.LOOKUP and payload else None
+        if attributes is not None:
+            self.forgotten(attributes.inode, 1)
+
+    def settle(self, is_known: Callable[[int], bool]) -> None:
+        """Correct, by asking the kernel, the counts that killed servers left uncertain. Not from a handler."""
+        self._shown.settle(lambda number: is_known(number | _FILE_BIT))
 
     def waiting(self) -> list[Question]:
-        """What the service was asked for and has not answered: to be asked again of its successor."""
+        """Questions that the service has not answered: its successor is asked again."""
         return list(self._waiting.values())
 
     def supplied(self, result: Result) -> None:
-        """The service has done, or could not do, what it was asked for. Any thread."""
+        """The service has answered a question, with success or an error. Any thread."""
         question = self._waiting.pop(result.ticket, None)
         if question is None:
             return
         try:
-            outcome: Buffer | OSError = self._outcome(question, result)
+            outcome = self._outcome(question, result)
+        except _LeftError as error:
+            if self._ask_again(question):
+                return
+            outcome = error
         except OSError as error:
             outcome = error
-        self.complete(question.ticket, outcome)
+        self._asked_again.pop(question.ticket, None)
+        if (
+            not self.complete(question.ticket, outcome)
+            and question.kind is Kind.PART
+            and not isinstance(outcome, OSError)
+        ):
+            self.undelivered(Opcode.LOOKUP, outcome)
 
     def forget_handed_over(self, older_than_s: float) -> None:
         """Remove the links that the kernel has followed by now."""
@@ -137,24 +172,35 @@ class ObjectFileSystem:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._handed_over.popleft()[1])
 
-    def _ask(self, kind: Kind, request: Request, held: _Held, offset: int = 0, size: int = 0) -> Pending:
+    def _ask(self, kind: Kind, request: Request, held: Shown, offset: int = 0, size: int = 0) -> Pending:
         question = Question(kind, request.unique, held.repository, held.name, offset, size)
         self._waiting[request.unique] = question
         self._counts.add(questions=1)
         self._supplier.ask(question)
         return PENDING
 
-    def _outcome(self, question: Question, result: Result) -> Buffer:
+    def _ask_again(self, question: Question) -> bool:
+        """For content that has left the cache again: it is too small for all programs that read."""
+        times = self._asked_again.get(question.ticket, 0)
+        if times == _AGAIN_MAX:
+            return False
+        self._asked_again[question.ticket] = times + 1
+        self._waiting[question.ticket] = question
+        self._supplier.ask(question)
+        return True
+
+    def _outcome(self, question: Question, result: Result) -> Buffer | OSError:
+        """The answer to the kernel. Raises _LeftError for content that was supplied and is not there any more."""
         if question.kind is Kind.OBJECT and not self._shows_all:
-            if not result.errno:
-                self._hand_over(question.name)
-            raise _absent()
+            return _absent() if result.errno else self._hand_over(question.name)
         if question.kind is Kind.PART:
             if result.errno:
-                raise _absent()
-            return self._show(result.value | _PART_BIT, _Held(question.name, question.repository))
+                return _absent()
+            if os.path.exists(self._cache.path(question.name)) and not self._shows_all:
+                return self._hand_over(question.name)
+            return self._show(Shown(question.name, question.repository))
         if result.errno:
-            raise OSError(result.errno, os.strerror(result.errno))
+            return OSError(result.errno, os.strerror(result.errno))
         return self._content(question.name, question.offset, question.size)
 
     # Names
@@ -174,16 +220,16 @@ class ObjectFileSystem:
             found = LocalName.parse(f"{node & 0xFF:02x}/{name.decode('ascii')}")
         except ValueError as error:
             raise _absent() from error
-        return self._find(request, _Held(found, repository))
+        return self._find(request, Shown(found, repository))
 
-    def _find(self, request: Request, held: _Held) -> Buffer | Pending:
-        if self._shows_all and not held.name.in_chunks:
-            return self._show(self._number(held), held)
+    def _find(self, request: Request, held: Shown) -> Buffer | Pending:
+        # A union that has found a file here asks again for its name, and loses the file (ESTALE) if there is none.
+        if (self._shows_all and not held.name.in_chunks) or self._shown.is_known(held):
+            return self._show(held)
         if os.path.exists(self._cache.path(held.name)):
             if self._shows_all:
-                return self._show(self._number(held), held)
-            self._hand_over(held.name)
-            raise _absent()
+                return self._show(held)
+            raise self._hand_over(held.name)
         return self._ask(Kind.PART if held.name.in_chunks else Kind.OBJECT, request, held)
 
     def _top(self, name: bytes) -> Buffer:
@@ -198,22 +244,20 @@ class ObjectFileSystem:
             raise _absent()
         return _directory_entry(_DIRECTORY_BIT | int(text) << _REPOSITORY_SHIFT)
 
-    def _hand_over(self, name: LocalName) -> None:
-        """Give the file a name where the kernel looks next. It has looked into the cache already, in vain."""
+    def _hand_over(self, name: LocalName) -> OSError:
+        """Give the file a name where the kernel looks next. It has looked into the cache already, in vain. The answer
+        that sends it there is an error number, and does not mean that anything failed."""
         target = f"{self._cache.root}/handover/{name}"
-        link_into_fan(lambda: os.link(self._cache.path(name), target), target)
+        try:
+            link_into_fan(lambda: os.link(self._cache.path(name), target), target)
+        except FileNotFoundError as error:
+            raise _LeftError(name) from error
         self._handed_over.append((time.monotonic(), target))
+        return _absent()
 
-    def _show(self, node: int, held: _Held) -> Buffer:
-        self._shown[node] = held
-        return ENTRY_OUT.pack(node, 0, *_PART_VALID, *fuse_abi.attr_fields(_file(node, held.name.size)))
-
-    def _number(self, held: _Held) -> int:
-        with self._lock:
-            node = self._nodes.get(held)
-            if node is None:
-                node = self._nodes[held] = _OBJECT_BIT | next(self._numbers)
-        return node
+    def _show(self, held: Shown) -> Buffer:
+        node = self._shown.show(held) | _FILE_BIT
+        return ENTRY_OUT.pack(node, 0, *_FILE_VALID, *fuse_abi.attr_fields(_file(node, held.name.size)))
 
     # Attributes and content
 
@@ -221,7 +265,7 @@ class ObjectFileSystem:
         node = request.nodeid
         if node == _READY_NODE:
             attributes = _file(node, 0)
-        elif node & (_PART_BIT | _OBJECT_BIT):
+        elif node & _FILE_BIT:
             attributes = _file(node, self._held(node).name.size)
         else:
             attributes = _directory(node)
@@ -242,31 +286,35 @@ class ObjectFileSystem:
 
     def _content(self, name: LocalName, offset: int, size: int) -> bytes:
         if name.in_chunks:
-            return os.pread(self._part(name).fd, size, offset)
-        with owned_fd(os.open(self._cache.path(name), os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            part = self._part(name)
+            if part.missing(offset, size):
+                # A hole is no content.
+                raise _LeftError(name)
+            return os.pread(part.fd, size, offset)
+        try:
+            fd = os.open(self._cache.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise _LeftError(name) from error
+        with owned_fd(fd):
             return os.pread(fd, size, offset)
 
-    def _held(self, node: int) -> _Held:
-        held = self._shown.get(node)
-        if held is None and node & _PART_BIT:
-            name = find_part(self._cache, node & ~_PART_BIT)
-            if name is not None:
-                held = self._shown[node] = _Held(name, ANY_REPOSITORY)
+    def _held(self, node: int) -> Shown:
+        held = self._shown.find(node & ~_FILE_BIT) if node & _FILE_BIT else None
         if held is None:
-            raise OSError(errno.ESTALE, "a file that nobody knows any more")
+            raise OSError(errno.ESTALE, "the file is not in the journal any more")
         return held
 
     def _part(self, name: LocalName) -> PartFile:
-        """Opened; of many the least recently read are let go, and closed when nobody reads in them."""
+        """The opened file. Only the most recently read stay open; another one closes when its last reader ends."""
         with self._lock:
             part = self._parts.get(name)
-            if part is not None:
+            if part is not None and part.is_current:
                 self._parts.move_to_end(name)
                 return part
             try:
                 part = self._parts[name] = open_part(self._cache, name)
             except MicaError as error:
-                _log.error("%s", error)
+                _log.error("%s", in_one_line(error))
                 raise OSError(errno.EIO, str(error)) from error
             if len(self._parts) > _OPEN_PARTS:
                 self._parts.popitem(last=False)
@@ -279,9 +327,12 @@ class ObjectFileSystem:
 
 
 def prime(mountpoint: Path) -> None:
-    """Have the kernel find out at once, and not while the server is away, what it need not ask: the first close(2) of a
-    file would otherwise wait for a successor."""
-    with owned_fd(os.open(mountpoint / _READY_FILE, os.O_RDONLY | os.O_CLOEXEC)) as fd, contextlib.suppress(OSError):
+    """Show the kernel at once which requests it need not send; it would otherwise learn this at the first close(2) of a
+    file, which would wait for a successor if the server is away then. To be called in a process that no other waits
+    for: killed while the server is away, it ends only when its request is answered. In the server's own process it
+    would never end."""
+    # The kernel learns from a refusal too; a file system that has ended needs nothing more.
+    with contextlib.suppress(OSError), owned_fd(os.open(mountpoint / _READY_FILE, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         os.getxattr(fd, "trusted.mica")
 
 

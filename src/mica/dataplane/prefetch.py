@@ -1,7 +1,8 @@
-"""Prefetching: as soon as a traced program starts, what it will ask for comes before it asks, several at a time.
+"""Prefetching: when a traced program starts, the content that it will ask for is fetched before, several at a time.
 
-A program starts when the content of its file is asked for, or when whoever mounts says so. Every trace is followed once
-in the life of a service. What is here is not fetched again, and the cache's quota holds as it does for completion.
+A program starts when the content of its file is asked for, or when the caller that mounts says so. Every trace is
+followed once in the life of a service. Content that is in the cache is not fetched again, and the cache's quota limits
+prefetching as it limits completion.
 """
 
 import threading
@@ -10,17 +11,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
-from mica.fetch.cache import Cache
-from mica.fetch.parts import local_name_bytes
+from mica.cache.cache import Cache
+from mica.cache.partfiles import local_name_bytes
+from mica.dataplane.messages import Kind, Question, Result
 from mica.logs import logger
-from mica.node.messages import Kind, Question, Result
 from mica.repo.localname import LocalName
 from mica.thin.trace import Piece, ProgramTrace
 
 _log = logger(__name__)
 _LEAST_AT_ONCE, _MOST_AT_ONCE = 4, 32
 _EACH_S = 0.002
-"""The latency for which one more at once keeps the network busy. Too many at once, and what is needed first is late."""
+"""For each such step of latency one more download at once keeps the network busy. With too many at once, the content
+that is needed first comes late."""
 _PATIENCE_S = 2.0
 """How long downloads under way are waited for at the end."""
 
@@ -32,8 +34,9 @@ class _Known(NamedTuple):
 
 
 class Prefetch:
-    """`supply` answers the object filesystem, `latency_s` tells that of the repository with a number; the event is set
-    while there is something to fetch. A block, which ends all that it began; the cache is to outlive it. Any thread."""
+    """`supply` brings content into the cache, `latency_s` returns the latency of the repository with a number; the
+    event is set while there is something to fetch. A block, which ends all that it began; the cache has to outlive it.
+    Any thread."""
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Prefetch:
     def learn(
         self, traces: Sequence[ProgramTrace], repository: int, listed: threading.Event, program: str | None = None
     ) -> None:
-        """Know the traces of an image whose content is in this repository; `program` is about to start.
+        """Learn the traces of an image whose content is in this repository; `program` is about to start.
 
         Set the event when the chunk lists of the image are in the cache: files in chunks come no earlier.
         """
@@ -76,7 +79,7 @@ class Prefetch:
                 self.asked(trace.trigger)
 
     def asked(self, name: LocalName) -> None:
-        """Somebody asks for this content."""
+        """A program asks for this content."""
         if name not in self._known:
             return
         with self._lock:
@@ -122,6 +125,6 @@ class Prefetch:
                 pieces.clear()
                 return
             kind = Kind.RANGE if name.in_chunks else Kind.OBJECT
-            # Ticket 0: nobody waits for it. A failure is told in the log, and again to whoever asks.
+            # Ticket 0: no request waits for it. A failure goes to the log; a program that asks later gets it again.
             if self._supply(Question(kind, 0, known.repository, name, piece.offset, piece.size)).errno:
                 pieces.clear()

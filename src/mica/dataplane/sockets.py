@@ -1,7 +1,7 @@
 """Datagrams between processes of one machine: sockets 0600 in a directory, whatever the length of its path. Any thread.
 
-Unix sockets have 108 bytes for a path (unix(7)); directories of users can be longer, so a socket is always named by way
-of a descriptor of its directory.
+Unix sockets have 108 bytes for a path (unix(7)), and paths of users' directories can be longer. So a socket is always
+named through a descriptor of its directory.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ _BACKLOG = 64
 def listening(
     path: Path, *, kind: socket.SocketKind = socket.SOCK_SEQPACKET, is_kept: bool = False
 ) -> Iterator[socket.socket]:
-    """A socket that takes connections at this path, which a predecessor may have left. Its file goes with the block,
-    unless it is kept for another process that got the socket."""
+    """A socket that takes connections at this path; a file that a predecessor left there is replaced. Its file is
+    removed with the block, unless it is kept for another process that got the socket."""
     with _short_path(path) as short, socket.socket(socket.AF_UNIX, kind) as server:
         path.unlink(missing_ok=True)
         before = os.umask(0o177)

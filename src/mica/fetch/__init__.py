@@ -1,1 +1,1 @@
-"""The client: from the URL of a repository to verified local files."""
+"""The client: from the URL of a repository to verified bytes in a cache."""

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 
 class Traffic(NamedTuple):
-    """`transferred_bytes` are bodies of answers as received, not headers; `requests` all that were sent; `io_errors`
-    what a program wanted of a mount and could not be had."""
+    """`transferred_bytes` are bodies of answers as received, without headers; `requests` all that were sent;
+    `io_errors` the requests of programs to a mount that failed."""
 
     requests: int = 0
     transferred_bytes: int = 0

@@ -1,24 +1,25 @@
 """How much of a repository's revision is in a cache: what can be read on this node without asking any server.
 
-Looks only into catalogs that are in the cache themselves, and never downloads. Called by `mica status`, in a process of
-its own, for it may take seconds: a stat(2) for each file of each of those catalogs. Changes nothing.
+Looks only into catalogs that are in the cache themselves, and never downloads. `mica status` calls it in a process of
+its own, since it may take seconds: a stat(2) for each file of each of those catalogs. Changes nothing.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mica.cache.cache import Cache
+from mica.cache.partfiles import local_chunks
 from mica.errors import IntegrityError
-from mica.fetch.cache import Cache
 from mica.fetch.client import catalog_object, open_cached_catalog
-from mica.fetch.parts import local_chunks
 from mica.repo.catalog import Catalog, NestedCatalog, Row
 from mica.repo.entry import Flag
+from mica.repo.objectname import file_object
 
 
 class LocalShare(NamedTuple):
-    """Of a revision: its regular files and their bytes by the root catalog's own count, and how many of them are in the
-    cache. A file is local when all of it is; bytes are those of all local objects and chunks, counted for each file
-    that has them. What is in `unseen_catalogs` of the `catalogs` is not known to be local."""
+    """A revision's regular files and their bytes, as its root catalog counts them, and how many of them are in the
+    cache. A file is local when all of it is; local bytes are those of all local objects and chunks, counted for each
+    file that has them. `unseen_catalogs` of the `catalogs` are not in the cache: their files do not count as local."""
 
     files: int
     local_files: int
@@ -45,7 +46,7 @@ def measure_local_share(
         with open_cached_catalog(cache, reference) as catalog:
             declared = declared or catalog.counters()
             meter.look_into(catalog)
-            # A catalog names its own path, so none can rightly be in two places; one that is counts once.
+            # A catalog names its own path, so one catalog in two places is an error; it counts once.
             pending += (new := [nested for nested in catalog.nested() if nested.digest not in known])
         known |= {nested.digest for nested in new}
         seen += 1
@@ -63,23 +64,24 @@ def measure_local_share(
 
 
 class LocalContent(NamedTuple):
-    """How much of one file is in the cache; of an empty file that is in it, all and 0 bytes."""
+    """How much of one file is in the cache. An empty file that is in it has all of its 0 bytes."""
 
     size_bytes: int
     is_whole: bool
 
 
 def is_counted(row: Row) -> bool:
-    """Regular files count, but for those whose content is not in the repository."""
+    """Regular files count, except external ones: their content is not in the repository."""
     return row.entry.is_regular and not row.entry.flags & Flag.EXTERNAL
 
 
 def find_local(cache: Cache, catalog: Catalog, row: Row) -> LocalContent:
-    """What of a file is here. Raises IntegrityError for a row that is malformed."""
+    """How much of a file is in the cache. Raises IntegrityError for a malformed row."""
     entry = row.entry
     try:
-        if entry.digest is not None:
-            is_here = cache.has(entry.digest, entry.compression, entry.size)
+        name = file_object(entry)
+        if name is not None:
+            is_here = cache.has(name)
             return LocalContent(entry.size if is_here else 0, is_here)
         chunks = catalog.chunks(row)
         local = local_chunks(cache, chunks, entry.compression) if chunks else []
@@ -106,8 +108,7 @@ class _Meter:
 
 
 def _is_cached(cache: Cache, reference: NestedCatalog) -> bool:
-    name = catalog_object(reference)
-    return cache.has(name.digest, name.compression, name.size)
+    return cache.has(catalog_object(reference))
 
 
 def _total(counters: dict[str, int], name: str) -> int:

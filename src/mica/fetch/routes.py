@@ -47,15 +47,18 @@ def parse_proxies(text: str) -> list[list[str]]:
     ]
     groups = [group for group in groups if group]
     if not groups:
-        raise UserError("The list of proxies is empty.", hint="Say DIRECT for none.")
+        raise UserError("The list of proxies is empty.", hint="Give DIRECT to use no proxy.")
     return groups
 
 
 def is_http_url(url: str) -> bool:
+    # The standard library accepts white space and control characters here, and fails when it sends them.
+    if not url.isprintable() or " " in url:
+        return False
     try:
         parts = urlsplit(url)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets, or a port that is none
+    except ValueError:  # brackets, or a port that is not a number
         return False
 
 
@@ -95,13 +98,13 @@ class Routes:
             return self._route()
 
     def leave_host(self, route: Route) -> None:
-        """The host of a route failed. Does nothing if somebody else left it already."""
+        """The host of a route failed. Does nothing if another thread has left it already."""
         with self._lock:
             if route == self._route():
                 self._next_host()
 
     def leave_proxy(self, route: Route) -> None:
-        """The proxy of a route failed; a direct connection has none, so the host counts."""
+        """The proxy of a route failed. A direct connection has no proxy, so there the host failed."""
         with self._lock:
             if route != self._route():
                 return

@@ -1,216 +1,95 @@
-"""Checking what is in a cache: names, sizes, content, and that what belongs together is there.
+"""The check of every object while it arrives: its digest over the stored bytes, and limits of what it unpacks to.
 
-    for finding in Verifier(root, elsewhere).verify(inventory): …
-
-What cannot be proved here is compared with what servers have, if any are given. Nothing is changed; what is wrong can
-be removed, or its chunks unmarked, so that it is fetched again (`repair`). What vanishes meanwhile is left out. Files
-are looked at by several threads.
+Nothing reaches a cache or a checker by another way. Called by whoever downloads or looks through objects. Any thread.
 """
 
-import hashlib
-import mmap
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Protocol
 
-from mica.digest import Digest, Suffix, digest_of
-from mica.errors import IntegrityError, MicaError
-from mica.fetch.client import ObjectName, copy_verified
-from mica.fetch.download import Fetcher
-from mica.fetch.eviction import Taken
-from mica.fetch.inventory import Inventory, Item, Kind, list_name, lists_of_image
-from mica.fetch.proof import Content, Prover, Verdict
-from mica.fetch.removal import Remover
-from mica.files import owned_fd
-from mica.metaimage.reader import read_image
-from mica.repo.entry import Chunk
-from mica.repo.localname import LocalName, parse_chunk_list
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
+
+from mica.digest import new_hasher
+from mica.errors import IntegrityError
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression
-from mica.store.base import Readable
+from mica.streams import Readable
 
-_CONTENT_LIMIT: Final = 4 << 30
-_WHOLE_FILES: Final = (Suffix.FILE, Suffix.CATALOG, Suffix.HISTORY)
-"""What a file of the cache may be; its name does not tell."""
+_BLOCK = 256 << 10
 
 
-class Finding(NamedTuple):
-    """`reason` is empty for what is right. `chunks` are the numbers of the wrong ones, if that is all that is wrong."""
+class Sink(Protocol):
+    """Where plain content goes, before it is known to be right."""
 
-    item: Item
-    verdict: Verdict
-    reason: str = ""
-    chunks: tuple[int, ...] = ()
+    def write(self, data: bytes, /) -> object: ...
 
 
-class _Bad(Exception):
-    """What is wrong with an item."""
+def copy_verified(stream: Readable, sink: Sink, name: ObjectName) -> None:
+    """Hash the stored bytes and write the unpacked content, never more than is allowed. Raises IntegrityError."""
+    hasher = new_hasher(name.digest.algorithm)
+    unpack = _Unpacker(sink, name)
+    left = name.most + name.most // 100 + _BLOCK  # zlib makes nothing so much larger
+    while block := stream.read(_BLOCK):
+        left -= len(block)
+        if left < 0:
+            raise IntegrityError(
+                f"Object {name.digest} has more stored bytes than {name.most} bytes of content can need."
+            )
+        hasher.update(block)
+        unpack.take(block)
+    found = hasher.finish()
+    if found != name.digest:
+        raise IntegrityError(f"Object {name.digest} has other content: its bytes hash to {found}.")
+    unpack.finish()
 
 
-class Verifier:
-    """`elsewhere` are servers that may have objects."""
+class _Unpacker:
+    """Writes the plain content of a stream into a sink. Damage is reported only after the digest was compared: a wrong
+    digest is the better message."""
 
-    def __init__(self, root: Path, elsewhere: Sequence[Fetcher] = ()) -> None:
-        self._root = root
-        self._elsewhere = elsewhere
-        self._prover = Prover()
+    def __init__(self, sink: Sink, name: ObjectName) -> None:
+        self._sink = sink
+        self._name = name
+        self._inflater = None if name.compression is Compression.NONE else isal_zlib.decompressobj()
+        self._written = 0
+        self._damage = ""
 
-    def verify(self, inventory: Inventory) -> Iterator[Finding]:
-        """One for each item that can be judged, in their order."""
-        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as pool:
-            for finding in pool.map(self._judge, inventory.items):
-                if finding is not None:
-                    yield finding
+    def take(self, block: bytes) -> None:
+        if self._damage:
+            return
+        if self._inflater is None:
+            self._write(block)
+            return
+        while block and not self._damage:
+            if self._inflater.eof:
+                self._damage = "is followed by other bytes"
+                return
+            try:
+                plain = self._inflater.decompress(block, min(_BLOCK * 4, self._name.most + 1 - self._written) or 1)
+            except IsalError:  # type: ignore[misc]  # the stub lacks its base
+                self._damage = "is not a zlib stream"
+                return
+            self._write(plain)
+            block = self._inflater.unconsumed_tail or self._inflater.unused_data
 
-    def _judge(self, item: Item) -> Finding | None:
-        if item.is_stray or item.name.endswith((".map", ".json")):
-            return None
-        judges: dict[Kind, Callable[[Item, int], Finding]] = {
-            Kind.OBJECT: self._object, Kind.PART: self._part, Kind.LIST: self._list, Kind.IMAGE: self._image,
-            Kind.UNSIZED: self._unsized,
-        }  # fmt: skip
-        try:
-            with owned_fd(os.open(self._root / item.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
-                return judges[item.kind](item, fd)
-        except FileNotFoundError:
-            return None
-        except _Bad as bad:
-            return Finding(item, Verdict.WRONG, str(bad))
-        except (ValueError, IntegrityError) as error:
-            return Finding(item, Verdict.WRONG, str(error).rstrip("."))
-        except EOFError:
-            return Finding(item, Verdict.WRONG, "it is cut short")
-        except OSError as error:
-            return Finding(item, Verdict.WRONG, f"it cannot be read: {error.strerror}")
+    def finish(self) -> None:
+        if not self._damage and self._inflater is not None and not self._inflater.eof:
+            self._drain()
+        if not self._damage and self._name.size is not None and self._written != self._name.size:
+            self._damage = f"unpacks to {self._written} bytes and not to {self._name.size}"
+        if self._damage:
+            raise IntegrityError(f"Object {self._name.digest} {self._damage}.")
 
-    def _object(self, item: Item, fd: int) -> Finding:
-        name = LocalName.parse("/".join(item.name.split("/")[1:]))
-        self._require_size(fd, name.size)
-        if not name.in_chunks:
-            return _finding(item, self._content(Content(fd, 0, name.size), name.digest, name.compression, _WHOLE_FILES))
-        try:
-            chunks = self._chunks(name)
-        except FileNotFoundError:
-            return Finding(item, Verdict.UNPROVEN, "its chunk list is not here")
-        return self._in_chunks(item, fd, name, chunks, range(len(chunks)))
+    def _drain(self) -> None:
+        assert self._inflater is not None
+        while not self._inflater.eof and not self._damage:
+            plain = self._inflater.decompress(b"", _BLOCK)
+            if not plain:
+                self._damage = "is cut short"
+            self._write(plain)
 
-    def _part(self, item: Item, fd: int) -> Finding:
-        digits = item.name.removeprefix("parts/")
-        name = LocalName.parse(f"{digits[:2]}/{digits[2:]}")
-        self._require_size(fd, name.size)
-        try:
-            chunks = self._chunks(name)
-        except FileNotFoundError as error:
-            raise _Bad("its chunk list is not here, without which it is of no use") from error
-        marks = b"" if len(item.names) == 1 else (self._root / item.names[0]).read_bytes()
-        if marks and len(marks) != len(chunks):
-            raise _Bad(f"its map is of {len(marks)} chunks, and it has {len(chunks)}")
-        return self._in_chunks(item, fd, name, chunks, [number for number, mark in enumerate(marks) if mark])
-
-    def _in_chunks(
-        self, item: Item, fd: int, name: LocalName, chunks: Sequence[Chunk], numbers: Sequence[int]
-    ) -> Finding:
-        verdicts = {}
-        for number in numbers:
-            chunk = chunks[number]
-            content = Content(fd, chunk.offset, chunk.size)
-            verdicts[number] = self._content(content, chunk.digest, name.compression, (Suffix.CHUNK,))
-        wrong = tuple(number for number, verdict in verdicts.items() if verdict is Verdict.WRONG)
-        if wrong:
-            return Finding(item, Verdict.WRONG, f"{len(wrong)} of its chunks have other content", wrong)
-        unproven = Verdict.UNPROVEN in verdicts.values()
-        return _finding(item, Verdict.UNPROVEN if unproven else Verdict.RIGHT)
-
-    def _list(self, item: Item, fd: int) -> Finding:
-        digest = Digest.parse(item.name.removeprefix("lists/"))
-        data = b"".join(Content(fd, 0, os.fstat(fd).st_size).blocks())
-        return _finding(item, Verdict.RIGHT if digest_of(data, digest.algorithm) == digest else Verdict.WRONG)
-
-    def _image(self, item: Item, fd: int) -> Finding:
-        with open(fd, "rb", closefd=False) as file:
-            for _ in read_image(file, "it"):
-                pass
-        missing = [name for name in lists_of_image(self._root, item) if not (self._root / name).exists()]
-        if missing:
-            raise _Bad(f"it needs {missing[0]}, which is not here")
-        return _finding(item, Verdict.RIGHT)
-
-    def _unsized(self, item: Item, fd: int) -> Finding:
-        text = item.name.removeprefix("unsized/")
-        compression = Compression.NONE if text.endswith(".raw") else Compression.ZLIB
-        digest = Digest.parse(text.removesuffix(".raw"))
-        content = Content(fd, 0, os.fstat(fd).st_size)
-        return _finding(item, self._content(content, digest, compression, _WHOLE_FILES))
-
-    def _content(self, content: Content, digest: Digest, compression: Compression, kinds: Sequence[Suffix]) -> Verdict:
-        verdict = self._prover.judge(content, digest, compression)
-        return self._compare(content, digest, compression, kinds) if verdict is Verdict.UNPROVEN else verdict
-
-    def _compare(self, content: Content, digest: Digest, compression: Compression, kinds: Sequence[Suffix]) -> Verdict:
-        """UNPROVEN if no server has it."""
-        for fetcher in self._elsewhere:
-            for kind in kinds:
-                hashing = partial(_hash_of, ObjectName(digest, kind, compression, None, _CONTENT_LIMIT))
-                try:
-                    theirs = fetcher.fetch(digest.object_path(kind), hashing)
-                except MicaError:
-                    continue
-                ours = hashlib.sha256()
-                for block in content.blocks():
-                    ours.update(block)
-                return Verdict.RIGHT if ours.digest() == theirs else Verdict.WRONG
-        return Verdict.UNPROVEN
-
-    def _chunks(self, name: LocalName) -> list[Chunk]:
-        """Raises FileNotFoundError without the list, ValueError if it is not that of the name."""
-        data = (self._root / list_name(name)).read_bytes()
-        if digest_of(data, name.digest.algorithm) != name.digest:
-            raise ValueError("its chunk list has other content")
-        chunks = parse_chunk_list(data, name.digest.algorithm)
-        if chunks[-1].offset + chunks[-1].size != name.size:
-            raise ValueError("its chunk list is of a file of another size")
-        return chunks
-
-    def _require_size(self, fd: int, size: int) -> None:
-        found = os.fstat(fd).st_size
-        if found != size:
-            raise _Bad(f"it has {found} bytes and not {size}")
-
-
-def _finding(item: Item, verdict: Verdict) -> Finding:
-    reasons = {
-        Verdict.RIGHT: "",
-        Verdict.WRONG: "it has other content",
-        Verdict.UNPROVEN: "it was compressed by a program that is not known here, or has other content",
-    }
-    return Finding(item, verdict, reasons[verdict])
-
-
-def _hash_of(name: ObjectName, stream: Readable) -> bytes:
-    hasher = hashlib.sha256()
-    copy_verified(stream, _HashSink(hasher.update), name)
-    return hasher.digest()
-
-
-class _HashSink:
-    def __init__(self, update: Callable[[bytes], None]) -> None:
-        self._update = update
-
-    def write(self, data: bytes) -> None:
-        self._update(data)
-
-
-def repair(root: Path, finding: Finding, remover: Remover) -> Taken:
-    """Remove what is wrong, also while it is in use, and of a part that is being filled the marks of its wrong chunks.
-    A part that is wrong in another way stays while it is in use. Raises OSError."""
-    item = finding.item
-    if item.kind is not Kind.PART:
-        return remover.discard(item)
-    if not finding.chunks:
-        return remover.take(item)
-    with owned_fd(os.open(root / item.names[0], os.O_RDWR | os.O_CLOEXEC)) as fd, mmap.mmap(fd, 0) as marks:
-        for number in finding.chunks:
-            marks[number : number + 1] = b"\0"
-    return Taken.FREED
+    def _write(self, plain: bytes) -> None:
+        self._written += len(plain)
+        if self._written > self._name.most:
+            self._damage = f"unpacks to more than the {self._name.most} bytes it may have"
+            return
+        self._sink.write(plain)

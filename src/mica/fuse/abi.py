@@ -1,8 +1,8 @@
 """The messages of the kernel's FUSE protocol: bytes to values and back, nothing else.
 
-Not a server (that is `fuse_session`), no opinion on what to answer (`fuse_dispatch`, `treefs`). Pure; any thread.
-Names, numbers and layouts are those of include/uapi/linux/fuse.h, protocol 7.40 (Linux 6.9); little endian, which is
-what every machine we run on has. `parse_x` raises MalformedMessageError for a message that is too short or not what
+It does not serve (`session.py`) and does not decide on answers (`dispatch.py`, `treefs.py`). Pure; any thread.
+Names, numbers and layouts are those of include/uapi/linux/fuse.h, protocol 7.40 (Linux 6.9); little endian, as on
+every machine that mica runs on. `parse_x` raises MalformedMessageError for a message that is too short or not what
 its header says; `format_x` asserts nothing and lets struct.error through, which is a bug of the caller.
 """
 
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from mica.mount.tree import Attributes
+from mica.fuse.tree import Attributes
 
 FUSE_KERNEL_VERSION: Final = 7
 FUSE_KERNEL_MINOR_VERSION: Final = 40
@@ -51,13 +51,15 @@ FUSE_EXPIRE_ONLY: Final = 1 << 0
 
 FUSE_NOTIFY_INVAL_INODE: Final = 2
 FUSE_NOTIFY_INVAL_ENTRY: Final = 3
+FUSE_NOTIFY_STORE: Final = 4
 FUSE_NOTIFY_RESEND: Final = 7
 
 # ioctl(2) on /dev/fuse, _IOW(229, 1, struct fuse_backing_map) and _IOW(229, 2, uint32_t).
 FUSE_DEV_IOC_BACKING_OPEN: Final = 0x4010E501
 FUSE_DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
 
-# Ordinary requests have even numbers; an INTERRUPT has that of its victim with this bit (fs/fuse/dev.c).
+# Ordinary requests have even numbers; an INTERRUPT has the number of the interrupted request plus this bit
+# (fs/fuse/dev.c).
 FUSE_INT_REQ_BIT: Final = 1 << 0
 
 
@@ -150,6 +152,7 @@ BACKING_MAP: Final = struct.Struct("<iIQ")
 BACKING_ID: Final = struct.Struct("<I")
 NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")
 NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("<QII")
+NOTIFY_STORE_OUT: Final = struct.Struct("<QQI4x")
 
 _BLOCK_SIZE = 4096
 # Bytes from the end of a name of this length modulo 8 to the next record.
@@ -295,7 +298,7 @@ def parse_in_header(message: Buffer) -> InHeader:
 
 
 def format_request(header: InHeader, body: Buffer = b"") -> bytes:
-    """What the kernel would send; the length in the header is filled in."""
+    """A request as the kernel would send it; the length in the header is filled in."""
     return IN_HEADER.pack(IN_HEADER.size + len(body), *header[1:]) + body
 
 
@@ -502,7 +505,7 @@ def format_dirent(value: Dirent) -> bytes:
 
 
 def parse_dirents(body: Buffer) -> list[Dirent]:
-    """What parse_dirfile() in fs/fuse/readdir.c makes of an answer."""
+    """The entries of an answer, read as parse_dirfile() in fs/fuse/readdir.c does."""
     view = memoryview(body)
     dirents = []
     while view:
@@ -588,6 +591,13 @@ def format_inval_inode(inode: int, *, offset: int = 0, length: int = 0) -> bytes
 def format_inval_entry(parent: int, name: bytes, *, flags: int = 0) -> bytes:
     body = NOTIFY_INVAL_ENTRY_OUT.pack(parent, len(name), flags) + name + b"\0"
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), FUSE_NOTIFY_INVAL_ENTRY, 0) + body
+
+
+def format_store(inode: int, content: bytes) -> bytes:
+    """Give the kernel's cache the content of a file from its beginning: up to its end, or whole pages."""
+    head = NOTIFY_STORE_OUT.pack(inode, 0, len(content))
+    length = OUT_HEADER.size + len(head) + len(content)
+    return OUT_HEADER.pack(length, FUSE_NOTIFY_STORE, 0) + head + content
 
 
 def format_resend() -> bytes:

@@ -1,4 +1,4 @@
-"""Whether the process that waits for an answer is about to end. Linux's /proc; any thread; used by `fuse_dispatch`."""
+"""Whether the process that waits for an answer is about to end. Linux's /proc; any thread; used by `dispatch`."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ _ENDING = sum(1 << (number - 1) for number in _SIGNALS_TO_END)
 
 
 def wants_to_end(thread: int) -> bool:
-    """True if a signal is pending that ends the process, or that asks it to and is caught; also if it is gone. Of a
-    caller whom we cannot see nothing is known: EINTR would break it, and a union would make an I/O error of that.
+    """True if the process is gone, or if a signal is pending that ends it, or that asks it to end and is caught. False
+    for a caller that we cannot see: EINTR could break it, and a union would turn EINTR into an I/O error.
 
-    A deadly signal is turned by the kernel into SIGKILL pending for every thread (complete_signal in
-    kernel/signal.c), whatever its number was, unless it dumps core.
+    The kernel turns a deadly signal into SIGKILL pending for every thread (complete_signal in kernel/signal.c),
+    whatever its number was, unless it dumps core.
     """
     if thread == 0:  # of another pid namespace than ours
         return False
@@ -31,6 +31,6 @@ def wants_to_end(thread: int) -> bool:
 
 
 def is_ending(status: bytes) -> bool:
-    fields = dict(line.split(b":", 1) for line in status.splitlines() if b":" in line)
+    fields = dict(line.split(b":", 1) for line in status.split(b"\n") if b":" in line)
     pending, shared, blocked = (int(fields.get(key, b"0"), 16) for key in (b"SigPnd", b"ShdPnd", b"SigBlk"))
     return bool((pending | shared) & ~blocked & _ENDING)

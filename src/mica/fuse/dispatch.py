@@ -1,8 +1,8 @@
 """From a request of the kernel to its answer, in bytes, without a kernel.
 
 `Dispatcher` knows what holds for every file system: the handshake, forgets, interrupts, malformed and unknown
-requests, errors. What is particular is a table of handlers (`FileSystem`), for example that of `treefs`. Does no I/O;
-`fuse_session` reads requests and writes answers. Any number of threads at once. Rules without a source are those of
+requests, errors. Each file system brings a table of handlers (`FileSystem`), for example `treefs.py`. Does no I/O:
+`session.py` reads requests and writes answers. Any number of threads at once. Rules without a source are those of
 Documentation/filesystems/fuse/fuse.rst and fs/fuse/dev.c.
 """
 
@@ -15,21 +15,22 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
-from mica.mount import fuse_abi
-from mica.mount.callers import wants_to_end
-from mica.mount.fuse_abi import IN_HEADER, OUT_HEADER, Buffer, InitIn, InitOut, MalformedMessageError, Opcode
+from mica.fuse import abi as fuse_abi
+from mica.fuse.abi import IN_HEADER, OUT_HEADER, Buffer, InitIn, InitOut, MalformedMessageError, Opcode
+from mica.fuse.callers import wants_to_end
 
 logger = logging.getLogger(__name__)
 
 MAX_READ_BYTES: Final = 1 << 20
 READAHEAD_BYTES: Final = 32 << 10
-"""What the kernel reads around a page that a program touches in a mapped file, and most of what it asks of us while a
-program starts: with its own 128 KiB, starting R moves 14.4 MB of file data and not 12.8. It takes a third more
-requests, and reading a mapped file as a whole 1 ms more for each MB; read(2) of 128 KiB and more is not affected."""
+"""How much the kernel reads around a page that a program touches in a mapped file, which makes most of its requests
+while a program starts. With the kernel's own 128 KiB, starting R moves 14.4 MB of file data, with this value 12.8 MB.
+This value takes a third more requests, and reading a mapped file as a whole 1 ms more for each MB; read(2) of 128 KiB
+and more is not affected."""
 # We take no data, but the kernel's least is 4096 (process_init_reply in fs/fuse/inode.c).
 _MAX_WRITE_BYTES = 4096
-# Not FUSE_ASYNC_DIO: who reads with O_DIRECT would then wait for the answer even when killed (fuse_direct_IO). With
-# FUSE_ASYNC_READ buffered readers and page faults wait for the page, killably, and need no interrupt.
+# Not FUSE_ASYNC_DIO: a program that reads with O_DIRECT would wait for the answer even when killed (fuse_direct_IO).
+# With FUSE_ASYNC_READ buffered readers and page faults wait for the page, can be killed, and need no interrupt.
 _WANTED_FLAGS = (
     fuse_abi.FUSE_ASYNC_READ
     | fuse_abi.FUSE_EXPORT_SUPPORT
@@ -44,14 +45,14 @@ _WANTED_FLAGS = (
     | fuse_abi.FUSE_HAS_EXPIRE_ONLY
     | fuse_abi.FUSE_HAS_RESEND
 )
-_UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
+_FORGETS = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 # Background requests are read-ahead and asynchronous direct reads; the kernel's default of 12 is for one slow disk.
 _MAX_BACKGROUND = 64
 _NOT_YET_S = 0.001
 
 
 class Request(NamedTuple):
-    """What a handler needs. `body` and `scratch` are only its own until it returns."""
+    """What a handler needs. It may use `body` and `scratch` until it returns."""
 
     unique: int
     nodeid: int
@@ -63,7 +64,7 @@ class Request(NamedTuple):
 
 
 class Pending(enum.Enum):
-    """What a handler returns whose answer comes later, from another thread, through `complete`."""
+    """A handler returns this when its answer comes later, from another thread, through `complete`."""
 
     PENDING = 0
 
@@ -80,7 +81,11 @@ class FileSystem(Protocol):
     def handlers(self) -> Mapping[int, Handler]: ...
 
     def undelivered(self, opcode: int, payload: Buffer) -> None:
-        """The caller has gone before it got this answer: what the answer would have given it is to be released."""
+        """The caller ended before it got this answer: release what the answer would have given it."""
+        ...
+
+    def forgotten(self, nodeid: int, lookups: int) -> None:
+        """The kernel gives back this many of its lookups of a node number. With the last one it forgets the number."""
         ...
 
 
@@ -90,9 +95,9 @@ class Answer(NamedTuple):
 
 
 class Dispatcher:
-    """Interrupts: a caller that got a signal while it waits asks to be let go. EINTR from open(2) breaks programs that
-    do not expect it of a file (a shell that gets SIGCHLD, the Go runtime's SIGURG), so it is given only to callers that
-    are to end, at once; the others are looked at again with `deferred_answers`, for the kernel asks only once."""
+    """Interrupts: when a waiting caller gets a signal, the kernel asks us once to let it go. EINTR from open(2) breaks
+    programs that do not expect it of a file (a shell that gets SIGCHLD, the Go runtime's SIGURG). So only a caller that
+    is about to end gets it, at once; `deferred_answers` looks at the other callers again."""
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class Dispatcher:
         self._deferred: dict[int, int] = {}
 
     def answer(self, message: memoryview, scratch: memoryview) -> Answer | None:
-        """The answer to one request, or None where none may be given. Never raises an Exception."""
+        """The answer to one request; None for a request that has no answer. Never raises an Exception."""
         try:
             length, opcode, unique, nodeid, uid, gid, pid, _, _ = IN_HEADER.unpack_from(message)
         except struct.error:
@@ -130,7 +135,7 @@ class Dispatcher:
             return _failure(unique, errno.EIO)
         handler = self._handlers.get(opcode)
         if handler is None:
-            return self._answer_common(opcode, unique, message[IN_HEADER.size :])
+            return self._answer_common(opcode, unique, nodeid, message[IN_HEADER.size :])
         callers = self._callers
         callers[unique] = pid
         try:
@@ -158,7 +163,7 @@ class Dispatcher:
         return Answer(OUT_HEADER.pack(16 + len(outcome), 0, unique), outcome)
 
     def undelivered(self, message: memoryview, answer: Answer) -> None:
-        """The kernel did not want this answer any more."""
+        """The kernel did not take this answer."""
         opcode = IN_HEADER.unpack_from(message)[1]
         try:
             self._filesystem.undelivered(opcode, answer.payload)
@@ -166,7 +171,7 @@ class Dispatcher:
             logger.exception("FUSE answer to a request %d could not be taken back.", opcode)
 
     def deferred_answers(self) -> list[Answer]:
-        """EINTR for the interrupted callers that are to end by now; to be asked again while `has_deferred`."""
+        """EINTR for the interrupted callers that are about to end by now; call it again while `has_deferred`."""
         answers = []
         for unique, pid in list(self._deferred.items()):
             if unique not in self._callers:
@@ -181,8 +186,11 @@ class Dispatcher:
     def has_deferred(self) -> bool:
         return bool(self._deferred)
 
-    def _answer_common(self, opcode: int, unique: int, body: memoryview) -> Answer | None:
-        if opcode in _UNANSWERED:
+    def _answer_common(self, opcode: int, unique: int, nodeid: int, body: memoryview) -> Answer | None:
+        if opcode in _FORGETS:
+            self._take_forgets(opcode, nodeid, body)
+            return None
+        if opcode == Opcode.NOTIFY_REPLY:
             return None
         if opcode == Opcode.INTERRUPT:
             return self._answer_interrupt(unique, body)
@@ -192,17 +200,28 @@ class Dispatcher:
             return Answer(OUT_HEADER.pack(OUT_HEADER.size, 0, unique), b"")
         return _failure(unique, errno.ENOSYS)
 
+    def _take_forgets(self, opcode: int, nodeid: int, body: memoryview) -> None:
+        try:
+            if opcode == Opcode.FORGET:
+                self._filesystem.forgotten(nodeid, fuse_abi.parse_forget_in(body))
+                return
+            for forget in fuse_abi.parse_batch_forget_in(body):
+                self._filesystem.forgotten(forget.nodeid, forget.lookups)
+        except Exception:
+            logger.exception("A FORGET could not be counted.")
+
     def _answer_interrupt(self, unique: int, body: memoryview) -> Answer | None:
-        """The answer goes to the victim; the interrupt itself needs none (and ENOSYS would switch interrupts off)."""
+        """The answer goes to the interrupted request. The interrupt itself gets none: ENOSYS would switch interrupts
+        off."""
         try:
             victim = fuse_abi.parse_interrupt_in(body)
         except MalformedMessageError:
             return None
         pid = self._callers.get(victim)
         if pid is None:
-            # Done already, then the kernel ignores us; or read by a thread that has not come to the table yet, and who
-            # knows whether its caller is to end: EAGAIN to the interrupt has the kernel send it once more. It does so
-            # at once: without a rest we would keep that thread from the interpreter.
+            # Either the request is done, and the kernel ignores this answer; or a thread has read the request and not
+            # entered it in the table yet. EAGAIN has the kernel send the interrupt once more. It does so at once:
+            # without a pause we would keep that thread from the interpreter.
             time.sleep(_NOT_YET_S)
             return _failure(unique, errno.EAGAIN)
         if self._wants_to_end(pid):
@@ -232,7 +251,7 @@ def plan_session(init: InitIn, wanted_flags: int, max_stack_depth: int = 0) -> I
 
     `max_stack_depth` counts only where FUSE_PASSTHROUGH is agreed upon (`passthrough.BackingFiles`).
 
-    With a greater major version the kernel is to ask again in ours ("Version negotiation" in the header file).
+    A kernel of a greater major version has to ask again in ours ("Version negotiation" in the header file).
     """
     if init.major > fuse_abi.FUSE_KERNEL_VERSION:
         return InitOut()
@@ -254,7 +273,7 @@ def _failure(unique: int, number: int) -> Answer:
 
 
 def _errno_of(error: OSError) -> int:
-    """1..511, what fuse_dev_do_write() accepts, but not ENOSYS, which switches the operation off for good."""
+    """1..511, which fuse_dev_do_write() accepts; never ENOSYS, which switches the operation off for good."""
     number = error.errno
     if number is None or not 0 < number < 512 or number == errno.ENOSYS:
         logger.error("FUSE handler raised an OSError that cannot be answered: %r", error)

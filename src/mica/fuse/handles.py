@@ -1,7 +1,7 @@
-"""What `treefs` keeps between requests: open files by handle, and directories in the middle of being read.
+"""What `treefs.py` keeps between requests: open files by handle, and directories that are being read.
 
-Nothing here is needed for a right answer: a handle or listing that is not known (the server was replaced, the listing
-thrown away) is made again from the inode number and the offset. Any thread.
+No answer depends on it: a handle or listing that is not known (the server was replaced, the listing was dropped) is
+made again from the inode number and the offset. Any thread.
 """
 
 import errno
@@ -12,26 +12,28 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from mica.mount.passthrough import BackingFiles
-from mica.mount.tree import ROOT_INODE, Attributes, Child, OpenFile, Tree
+from mica.fuse.passthrough import BackingFiles
+from mica.fuse.preload import Preloads
+from mica.fuse.tree import ROOT_INODE, Attributes, Child, OpenFile, Tree
 
 # Entries kept of listings that are being read, about 400 bytes each; the newest listing is kept whatever its size.
 _MAX_LISTED = 1 << 16
 
 
 class Opened(NamedTuple):
-    """A handle, and the backing file through which the kernel reads, 0 if it asks us."""
+    """A handle, and the id of the backing file through which the kernel reads; 0 if it asks us."""
 
     number: int
     backing_id: int
 
 
 class OpenFiles:
-    """The first handle is random: those given out by a predecessor of this process must not be mistaken for ours."""
+    """The first handle is random, so that a handle from a predecessor of this process is not mistaken for ours."""
 
-    def __init__(self, tree: Tree, backing: BackingFiles | None = None) -> None:
+    def __init__(self, tree: Tree, backing: BackingFiles | None = None, preloads: Preloads | None = None) -> None:
         self._tree = tree
         self._backing = backing
+        self._preloads = preloads
         self._numbers = itertools.count(secrets.randbits(62))
         self._handles: dict[int, _Handle] = {}
 
@@ -46,6 +48,8 @@ class OpenFiles:
             if backing_id:
                 # The kernel has the file open itself and asks us no more; a descriptor would count against our limit.
                 handle.release()
+        if self._preloads is not None and not backing_id and handle.file.descriptor >= 0:
+            self._preloads.offer(inode, handle.file.descriptor)
         number = next(self._numbers)
         self._handles[number] = handle
         return Opened(number, backing_id)
@@ -74,9 +78,9 @@ class OpenFiles:
 
 
 class _Handle:
-    """A file that is closed when it is released and nobody reads it any more.
+    """A file that is closed when it is released and no thread reads it any more.
 
-    A reader that was killed has its EINTR and may have its file released while our thread still fetches for it.
+    A killed reader gets EINTR at once; its file may be released while our thread still fetches for it.
     """
 
     __slots__ = ("_lock", "_released", "_users", "file", "inode")
@@ -169,5 +173,5 @@ class Listings:
 
 
 def _numbered(attributes: Attributes, inode: int) -> Attributes:
-    """Number and type are all that the kernel takes of `..`."""
+    """The kernel takes only number and type of `..`."""
     return attributes._replace(inode=inode)

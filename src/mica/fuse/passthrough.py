@@ -1,12 +1,12 @@
 """Passthrough: files that the kernel reads by itself from a file of the host, without asking us (Linux 6.9).
 
-`BackingFiles` is the kernel's table of such files for one FUSE session, as the session's owner knows it: it is given to
-the session, which connects it after the handshake, and to the file system, which asks it at every open. Any thread.
-Rules without a source are those of fs/fuse/{backing,iomode,passthrough}.c; figures in docs/adr/0005-passthrough.md.
+`BackingFiles` is our copy of the kernel's table of such files for one FUSE session. The session connects it after the
+handshake; the file system asks it at every open. Any thread.
+Rules without a source are those of fs/fuse/{backing,iomode,passthrough}.c; figures in docs/adr/0004-passthrough.md.
 
-The kernel refuses an open (EIO) that does not fit to those of the same inode that are still open: all pass through one
-and the same backing id, or none does. So the first open of an inode decides for all that overlap with it. We may count
-by requests because the kernel leaves its side of the rule before it sends RELEASE.
+All overlapping opens of an inode pass through the same backing id, or none does: the kernel refuses any other open with
+EIO. So the first open of an inode decides for all that overlap with it. We may count by requests because the kernel
+ends its own count of an open before it sends RELEASE.
 """
 
 import errno
@@ -16,14 +16,14 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from mica.mount import fuse_abi
+from mica.fuse import abi as fuse_abi
 
 logger = logging.getLogger(__name__)
 
 LEAST_BYTES: Final = 128 << 10
 """Smaller files are read through us once and then kept by the kernel. To open such a file again is cheaper by two
 ioctls: 57 µs against 96 at 4 KiB, 89 against 107 here, while to read it the first time is 90 against 96 at 4 KiB and
-207 against 110 here (docs/adr/0005-passthrough.md)."""
+207 against 110 here (docs/adr/0004-passthrough.md)."""
 
 Ioctl = Callable[[int, bytearray], int]
 """ioctl(2) on the session's device; raises OSError."""
@@ -32,13 +32,13 @@ NOT_WANTED: Final = "it was not asked for"
 NOT_CONNECTED: Final = "the kernel has not been asked yet"
 NOT_OFFERED: Final = "this kernel has no FUSE passthrough, which came with Linux 6.9"
 _FOR_GOOD: Final = {
-    errno.EPERM: "it takes CAP_SYS_ADMIN on the host",
+    errno.EPERM: "it needs CAP_SYS_ADMIN on the host",
     errno.ELOOP: "the cache lies on a stacked file system such as overlayfs",
 }
 
 
 class _Opens:
-    """How an inode is open: by which backing id, 0 for through us, and how many times."""
+    """How an inode is open: its backing id (0 if the kernel asks us), and how many times."""
 
     __slots__ = ("backing_id", "count")
 
@@ -72,13 +72,13 @@ class BackingFiles:
         self.refusal = NOT_OFFERED if ioctl is None else ""
 
     def check(self, descriptor: int) -> None:
-        """Try it with a file from where all come from: after that `refusal` is right."""
+        """Try it with a file of the directory that all backing files are in; then `refusal` is right."""
         backing_id = self._register(descriptor)
         if backing_id:
             self._close(backing_id)
 
     def open(self, inode: int, descriptor: int) -> int:
-        """How the inode is to be opened once more: the backing id, or 0 for through us. To be undone by `close`.
+        """How to open the inode once more: the backing id, or 0 to have the kernel ask us. `close` undoes it.
 
         `descriptor` is a plain file with its whole content, or -1.
         """
@@ -93,14 +93,15 @@ class BackingFiles:
             return opens.backing_id
 
     def close(self, inode: int) -> None:
+        # Table and kernel agree on what is open: this ioctl is made under the lock too.
         with self._lock:
             opens = self._inodes[inode]
             opens.count -= 1
             if opens.count:
                 return
             del self._inodes[inode]
-        if opens.backing_id:
-            self._close(opens.backing_id)
+            if opens.backing_id:
+                self._close(opens.backing_id)
 
     def _register(self, descriptor: int) -> int:
         if self.refusal or self._ioctl is None:
@@ -110,7 +111,7 @@ class BackingFiles:
         except OSError as error:
             if error.errno in _FOR_GOOD:
                 self.refusal = _FOR_GOOD[error.errno]
-            logger.info("A file is read through us instead of by the kernel: %s", self.refusal or error)
+            logger.info("A file is read through this server instead of by the kernel: %s", self.refusal or error)
             return 0
 
     def _close(self, backing_id: int) -> None:

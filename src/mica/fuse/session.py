@@ -1,9 +1,9 @@
 """A FUSE mount and the threads that serve it: reads requests from /dev/fuse, writes what a `Dispatcher` answers.
 
-Knows no operation of a file system (`treefs` and its like do) and no layout beyond sizes (`fuse_abi`). Threads come
-and go with the load, as in libfuse's fuse_loop_mt.c: as long as one waits for the next request, requests blocked in
-downloads delay nobody. The session's own methods may be called from any thread, but the two `invalidate_*` never by
-a handler: the kernel takes the directory's lock, which a lookup in flight may hold (fs/fuse/dir.c).
+Knows no operation of a file system (`treefs.py` does) and no layout beyond sizes (`abi.py`). Threads come and go with
+the load, as in libfuse's fuse_loop_mt.c: while one waits for the next request, requests that wait for downloads delay
+no others. Any thread may call the session's methods, but a handler must not call the two `invalidate_*`: the kernel
+takes the directory's lock, which a lookup under way may hold (fs/fuse/dir.c).
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Final
 
 from mica import linux
-from mica.mount import fuse_abi
-from mica.mount.fuse_abi import Buffer, InitOut
-from mica.mount.fuse_dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
-from mica.mount.mountinfo import FUSE_TYPE
-from mica.mount.passthrough import BackingFiles
+from mica.fuse import abi as fuse_abi
+from mica.fuse.abi import Buffer, InitOut
+from mica.fuse.dispatch import MAX_READ_BYTES, Answer, Dispatcher, FileSystem
+from mica.fuse.identity import FUSE_TYPE
+from mica.fuse.passthrough import BackingFiles
 
 logger = logging.getLogger(__name__)
 
 # At least FUSE_MIN_READ_BUFFER and max_write with its headers; more lets a BATCH_FORGET carry more.
 _MESSAGE_BYTES = 64 << 10
 _GONE: Final = {errno.ENODEV, errno.ECONNABORTED}
-# Of read(2): the request was withdrawn while we took it; of a signal; spurious.
+# Errors of read(2) after which it is called again: the request was withdrawn while we took it; a signal; spurious.
 _TRY_AGAIN: Final = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
 _LOOK_AGAIN_S = 0.05
 _STOP_S = 2.0
@@ -51,7 +51,7 @@ def open_session(
     """Mount a file system on a directory and serve it for the block; then it is unmounted, if need be by force.
 
     The kernel checks permissions by mode and owner, and every user may look. `name` is the source shown in mount
-    tables. With `backing`, which the file system has too, files may pass through. Raises OSError if it cannot be
+    tables. With `backing`, which the file system must have too, files may pass through. Raises OSError if it cannot be
     mounted.
     """
     target = Path(os.path.realpath(target))
@@ -94,18 +94,18 @@ def _unmount(target: Path, device: tuple[int, int] | None, session: "FuseSession
     except OSError as error:
         if error.errno != errno.EBUSY:
             logger.warning("Cannot unmount %s: %s", target, error)
-        # MNT_FORCE aborts the connection: whoever has a file open gets ENOTCONN instead of waiting for ever.
+        # MNT_FORCE aborts the connection: programs with open files get ENOTCONN instead of waiting for ever.
         with contextlib.suppress(OSError):
             linux.umount2(target, linux.MNT_DETACH | linux.MNT_FORCE | linux.UMOUNT_NOFOLLOW)
 
 
 def _is_still_ours(target: Path, device: tuple[int, int], session: "FuseSession") -> bool:
-    """Somebody may have unmounted it already and mounted something else there, which may even have got its number."""
+    """False if it was unmounted and something else was mounted there, which may even have got its device number."""
     if linux.mounted_device(target) != device:
         return False
     if session.is_connected():
         return True
-    try:  # a dead connection: aborted, then it is ours and refuses this; or unmounted
+    try:  # the connection has ended: it was aborted, and the mount is ours and refuses this; or it was unmounted
         os.statvfs(target)
     except OSError as error:
         return error.errno == errno.ENOTCONN
@@ -117,15 +117,30 @@ def abort_connection(device: tuple[int, int]) -> None:
 
     Documentation/filesystems/fuse/fuse.rst, "Aborting a filesystem connection", on a private mount of fusectl.
     """
-    context = linux.fsopen("fusectl")
+    with _control_file(device, "abort", os.O_WRONLY) as fd:
+        os.write(fd, b"1")
+
+
+def unanswered_requests(device: tuple[int, int]) -> int:
+    """How many requests of a connection wait to be taken or to be answered; none if it has ended."""
+    try:
+        with _control_file(device, "waiting", os.O_RDONLY) as fd:
+            return int(os.read(fd, 32))
+    except FileNotFoundError:
+        return 0
+
+
+@contextlib.contextmanager
+def _control_file(device: tuple[int, int], name: str, flags: int) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
+        context = linux.fsopen("fusectl")
         stack.callback(os.close, context)
         linux.fsconfig_create(context)
         directory = linux.fsmount(context)
         stack.callback(os.close, directory)
-        fd = os.open(f"{device[1]}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+        fd = os.open(f"{device[1]}/{name}", flags | os.O_CLOEXEC, dir_fd=directory)
         stack.callback(os.close, fd)
-        os.write(fd, b"1")
+        yield fd
 
 
 class FuseSession:
@@ -150,6 +165,7 @@ class FuseSession:
         # Under the lock: all worker threads, those of them waiting for a request, and users of the descriptor.
         self._threads = 0
         self._idle = 0
+        self._taken = 0
         self._users = 0
         self._numbers = itertools.count(1)
         self._ended = threading.Event()
@@ -173,7 +189,7 @@ class FuseSession:
         threading.Thread(target=self._watch_interrupted, name="fuse-interrupts", daemon=True).start()
 
     def wait_for_handshake(self) -> bool:
-        """Whether the kernel has agreed with us on how to speak; a little patience should do."""
+        """Whether the kernel has completed the handshake; waits for it a little."""
         return self._shaken.wait(_STOP_S)
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -181,8 +197,8 @@ class FuseSession:
         return self._ended.wait(timeout_s)
 
     def stop(self, device: tuple[int, int] | None = None) -> None:
-        """To be called when the file system is unmounted. A request still being handled is waited for a little and
-        then left to its thread, whose answer nobody wants."""
+        """Call it when the file system is unmounted. Waits a little for requests that are still being handled, then
+        leaves them to their threads: their answers are not needed any more."""
         if device is not None and self.is_connected():
             try:
                 abort_connection(device)
@@ -192,13 +208,18 @@ class FuseSession:
             logger.warning("FUSE session ends with %d busy threads.", self._threads - self._idle)
         self._deferred.set()
 
-    def complete(self, unique: int, outcome: Buffer | OSError) -> None:
-        """Answer a request whose handler said PENDING. Any thread."""
+    def complete(self, unique: int, outcome: Buffer | OSError) -> bool:
+        """Answer a request whose handler said PENDING; False if the kernel did not take the answer. Any thread."""
         answer = self._dispatcher.complete(unique, outcome)
-        if answer is not None:
-            with self._using_fd() as usable:
-                if usable:
-                    self._write(answer)
+        if answer is None:
+            return False
+        with self._using_fd() as usable:
+            return usable and self._write(answer)
+
+    def taken(self) -> tuple[int, int]:
+        """How many requests were taken so far, and on how many of them a thread is working."""
+        with self._lock:
+            return self._taken, self._threads - self._idle
 
     def is_connected(self) -> bool:
         """False once it is unmounted everywhere, or aborted: fuse_dev_poll() then reports an error."""
@@ -217,8 +238,20 @@ class FuseSession:
         """Have the kernel forget attributes, content and directory listing of an inode; False if it did not know it."""
         return self._notify(fuse_abi.format_inval_inode(inode))
 
+    def knows_inode(self, inode: int) -> bool:
+        """Whether the kernel has this inode. The question tells it that attributes have changed, so it asks for them
+        when it needs them next (offset -1 in fuse_reverse_inval_inode(), fs/fuse/inode.c)."""
+        return self._notify(fuse_abi.format_inval_inode(inode, offset=-1))
+
+    def store(self, inode: int, content: bytes) -> bool:
+        """Have the kernel keep the whole content of a file, as if it had read it; False if it did not know the inode.
+
+        Waits for pages of the file that other requests are filling.
+        """
+        return self._notify(fuse_abi.format_store(inode, content))
+
     def resend(self) -> bool:
-        """Have the requests again that a predecessor took and did not answer; False before Linux 6.9."""
+        """Have the kernel resend the requests that a predecessor took and did not answer; False before Linux 6.9."""
         try:
             return self._notify(fuse_abi.format_resend())
         except OSError as error:
@@ -247,7 +280,7 @@ class FuseSession:
 
     @contextlib.contextmanager
     def _using_fd(self) -> Iterator[bool]:
-        """The descriptor is closed by its last user, so that its number cannot mean another file to a slow one."""
+        """The last user closes the descriptor, so that its number never means another file to a slow thread."""
         with self._lock:
             usable = not self._ended.is_set()
             self._users += usable
@@ -280,7 +313,7 @@ class FuseSession:
     def _work(self) -> None:
         idle = True
         try:
-            # The scratch area is zero pages until somebody reads that much.
+            # The scratch area takes no memory until a read needs that much.
             message, scratch = memoryview(bytearray(_MESSAGE_BYTES)), memoryview(bytearray(MAX_READ_BYTES))
             while (request := self._next_request(message)) is not None:
                 self._become_busy()
@@ -311,6 +344,7 @@ class FuseSession:
 
     def _become_busy(self) -> None:
         with self._lock:
+            self._taken += 1
             self._idle -= 1
             if self._idle or self._threads >= self._max_threads:
                 return
@@ -320,7 +354,7 @@ class FuseSession:
                 logger.warning("FUSE session goes on with %d threads: %s", self._threads, error)
 
     def _become_idle(self) -> bool:
-        """False if there are enough without this thread."""
+        """False if enough threads wait without this one."""
         with self._lock:
             if self._idle >= self._max_idle:
                 return False
@@ -335,7 +369,7 @@ class FuseSession:
             self._connect(self._dispatcher.agreed)
 
     def _connect(self, agreed: InitOut) -> None:
-        """The kernel has our side of the handshake, and requests beside the handshake may come."""
+        """The kernel has our side of the handshake; other requests may come now."""
         if self._backing is not None:
             self._backing.connect(self._ioctl if agreed.flags & fuse_abi.FUSE_PASSTHROUGH else None)
         self._shaken.set()
@@ -352,7 +386,7 @@ class FuseSession:
         return True
 
     def _watch_interrupted(self) -> None:
-        """Let callers go that were interrupted without reason to give up, and got one later."""
+        """Let interrupted callers go that were not about to end at first, and are now."""
         while not self._ended.is_set():
             self._deferred.wait()
             self._deferred.clear()

@@ -1,8 +1,8 @@
 """What a file system adapter asks of a tree of files; the only description of it.
 
 Implemented by `mount/repotree.py` over a repository's catalogs and, in tests, by a tree in memory; used by
-`mount/treefs.py` (FUSE) and by anything else that walks. Every method may be called from any thread and may block
-on the network. An inode number identifies a file for as long as the tree lives; 1 is the root.
+`fuse/treefs.py` (FUSE) and by other code that walks a tree. Any thread may call every method, and each may block on
+the network. An inode number identifies a file for as long as the tree lives; 1 is the root.
 
 Errors: OSError with errno ENOENT (no such name), ENOTDIR, EIO (could not be fetched or verified), EINVAL (not a link).
 """
@@ -35,8 +35,8 @@ class Child(NamedTuple):
 
 
 class OpenFile(Protocol):
-    """A regular file being read. `descriptor` is a plain local file with the whole content, or -1 where there is none
-    yet (then `read` fetches what it needs)."""
+    """An open regular file. `descriptor` is a plain local file with the whole content, or -1 where there is none yet
+    (then `read` fetches what it needs)."""
 
     @property
     def descriptor(self) -> int: ...

@@ -1,7 +1,7 @@
 """A `Tree` as a FUSE file system: the adapter between the protocol's requests and the tree's methods, and no more.
 
 Read-only. Keeps no table of files: the node number is the tree's inode number, so memory is flat, and a successor of a
-killed server understands every number the kernel still knows. Called by `fuse_dispatch` from any number of threads.
+killed server understands every number that the kernel still knows. Called by `dispatch.py` from any number of threads.
 """
 
 import errno
@@ -9,15 +9,17 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from mica.mount import fuse_abi
-from mica.mount.fuse_abi import ATTR_OUT, DIRENTPLUS, ENTRY_OUT, Buffer, Dirent, Entry, Opcode, OpenOut, Statfs
-from mica.mount.fuse_dispatch import Handler, Request
-from mica.mount.handles import Listings, OpenFiles
-from mica.mount.passthrough import BackingFiles
-from mica.mount.tree import ROOT_INODE, Attributes, Tree
+from mica.fuse import abi as fuse_abi
+from mica.fuse.abi import ATTR_OUT, DIRENTPLUS, ENTRY_OUT, Buffer, Dirent, Entry, Opcode, OpenOut, Statfs
+from mica.fuse.dispatch import Handler, Request
+from mica.fuse.handles import Listings, OpenFiles
+from mica.fuse.passthrough import BackingFiles
+from mica.fuse.preload import Preloads
+from mica.fuse.tree import ROOT_INODE, Attributes, Tree
 
-# What is in no table is answered ENOSYS, and the kernel does what is right by itself and asks no more: OPENDIR and
-# RELEASEDIR (FUSE_NO_OPENDIR_SUPPORT, and then listings are cached), FLUSH, FSYNC, FSYNCDIR, LSEEK, STATX, POLL, BMAP.
+# Operations without a handler are answered ENOSYS; then the kernel does the right thing by itself and asks no more:
+# OPENDIR and RELEASEDIR (FUSE_NO_OPENDIR_SUPPORT; listings are cached then), FLUSH, FSYNC, FSYNCDIR, LSEEK, STATX,
+# POLL, BMAP.
 _WRITING: Final = (
     Opcode.SETATTR, Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME,
     Opcode.LINK, Opcode.WRITE, Opcode.SETXATTR, Opcode.REMOVEXATTR, Opcode.CREATE, Opcode.FALLOCATE, Opcode.RENAME2,
@@ -30,12 +32,15 @@ _STATFS_BLOCK_BYTES = 4096
 
 
 Magic = Callable[[int, bytes], bytes | None]
-"""Value of an extended attribute of an inode that no listing shows, None if there is none of that name."""
+"""Value of a magic attribute of an inode, None if there is none of that name."""
+ListedMagic = Callable[[int], list[bytes]]
+"""Names of magic attributes that a listing of an inode's attributes shows."""
 
 
 class TreeFileSystem:
-    """Names, attributes and absences are believed by the kernel for the given times; 0 has it ask every time. `backing`
-    is the session's, if files are to pass through."""
+    """The kernel believes names, attributes and absences for the given times; with 0 it asks every time. `backing` is
+    the session's, if files are to pass through; `preloads` are connected with the session, if small files are to be
+    given to the kernel as soon as they are opened."""
 
     def __init__(
         self,
@@ -45,7 +50,9 @@ class TreeFileSystem:
         attr_timeout_s: float,
         negative_timeout_s: float = 0.0,
         backing: BackingFiles | None = None,
+        preloads: Preloads | None = None,
         magic: Magic = lambda _inode, _name: None,
+        listed_magic: ListedMagic = lambda _inode: [],
     ) -> None:
         self._tree = tree
         entry, attr = fuse_abi.validity(entry_timeout_s), fuse_abi.validity(attr_timeout_s)
@@ -54,7 +61,8 @@ class TreeFileSystem:
         negative = fuse_abi.validity(negative_timeout_s)
         self._absent = fuse_abi.format_entry_out(Entry(None, negative, negative)) if any(negative) else None
         self._magic = magic
-        self._files = OpenFiles(tree, backing)
+        self._listed_magic = listed_magic
+        self._files = OpenFiles(tree, backing, preloads)
         self._listings = Listings(tree)
 
     @property
@@ -79,12 +87,15 @@ class TreeFileSystem:
         if opcode == Opcode.OPEN and payload:
             self._files.release(fuse_abi.parse_open_out(payload).fh)
 
+    def forgotten(self, nodeid: int, lookups: int) -> None:
+        """Nothing to do: a number means the same for as long as the mount lives, whether the kernel knows it or not."""
+
     def forget_listings(self) -> None:
-        """The tree has changed: what is being read of directories is read anew."""
+        """The tree has changed: directories that are being read are listed again."""
         self._listings.clear()
 
     def close(self) -> None:
-        """Close the files that are still open; for after the session."""
+        """Close the files that are still open. Call it after the session."""
         self._files.release_all()
         self._listings.clear()
 
@@ -143,7 +154,7 @@ class TreeFileSystem:
         return _page(records, truncated=room < 0)
 
     def _readdirplus(self, request: Request) -> Buffer:
-        """What costs is written out here: of a tree listed with attributes this is nearly all the work there is."""
+        """The costly steps are written out here: listing a tree with attributes spends nearly all its time here."""
         read = fuse_abi.parse_read_in(request.body)
         entries = self._listings.entries(request.nodeid, read.offset)
         valid = self._entry_valid
@@ -178,8 +189,8 @@ class TreeFileSystem:
         return _sized(value, asked.size)
 
     def _xattr(self, inode: int, name: bytes) -> bytes | None:
-        """A file's own attribute counts, for copies are to be right; but what the root says of the mount is the mount's
-        word and not the repository's."""
+        """A file's own attribute comes before a magic one, so that copies are right. At the root the magic attribute
+        comes first: the mount describes itself there, not the repository."""
         own = self._tree.xattrs(inode).get(name)
         if own is not None and inode != ROOT_INODE:
             return own
@@ -188,7 +199,9 @@ class TreeFileSystem:
 
     def _listxattr(self, request: Request) -> Buffer:
         size = fuse_abi.parse_listxattr_in(request.body)
-        return _sized(fuse_abi.format_xattr_names(self._tree.xattrs(request.nodeid)), size)
+        own = self._tree.xattrs(request.nodeid)
+        names = [*own, *(name for name in self._listed_magic(request.nodeid) if name not in own)]
+        return _sized(fuse_abi.format_xattr_names(names), size)
 
     def _statfs(self, request: Request) -> Buffer:  # noqa: ARG002 - all nodes are on one file system
         entries, size = self._tree.statistics()
@@ -203,7 +216,7 @@ def _page(records: list[bytes], *, truncated: bool) -> bytes:
 
 
 def _sized(value: bytes, size: int) -> bytes:
-    """The two-step answer of GETXATTR and LISTXATTR: its length first."""
+    """The answer to GETXATTR and LISTXATTR, in two steps: its length for size 0, else its bytes."""
     if size == 0:
         return fuse_abi.format_getxattr_out(len(value))
     if len(value) > size:

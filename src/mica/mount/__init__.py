@@ -1,1 +1,1 @@
-"""Mounting images and repositories: file systems, unions and what this kernel can do."""
+"""Mounting a repository as a whole."""

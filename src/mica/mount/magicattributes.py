@@ -1,10 +1,11 @@
-"""Magic extended attributes: what a mount tells of itself and of its files to whoever asks for a name.
+"""Magic extended attributes: a mount describes itself and its files to programs that ask for a name.
 
 Names and texts without `mica.` in them are the stock client's, so that the scripts of its users go on working; the
-table is docs/format/magic-attributes.md. No listing shows them, so copies of a tree stay clean. Nothing is downloaded
-to answer, besides the catalog that tells of the file. Called by `treefs` from any thread.
+table is docs/format/magic-attributes.md. By default only the root lists them, so they do not get into copies of files.
+An answer downloads nothing but the catalog that has the file. Called by `treefs.py` from any thread.
 """
 
+import enum
 import os
 import re
 import resource
@@ -17,39 +18,60 @@ from typing import Final
 
 from mica import __version__
 from mica.digest import Algorithm, Digest, Suffix, new_hasher
-from mica.fetch.client import ObjectName, RepositoryClient
+from mica.fetch.client import RepositoryClient
 from mica.fetch.localshare import find_local, is_counted
 from mica.files import owned_fd
-from mica.mount import mountstatus
-from mica.mount.mountstatus import MountStatus, format_status
-from mica.mount.passthrough import NOT_WANTED, BackingFiles
+from mica.fuse.passthrough import NOT_WANTED, BackingFiles
+from mica.fuse.tree import ROOT_INODE
 from mica.mount.repotree import RepositoryTree
-from mica.mount.tree import ROOT_INODE
+from mica.mount.status import NAME as STATUS_NAME
+from mica.mount.status import MountStatus, format_status
 from mica.repo.catalog import COUNTERS, Catalog
+from mica.repo.entry import Flag
 from mica.repo.manifest import Manifest
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import LEVEL, Compression, pack
 
 _NAME: Final = re.compile(rb"(user\.[a-z_.]+|xfsroot\.rawlink)(?:~([0-9]{1,6}|\?))?")
-# Of the stock client; the kernel's limit of a value is 64 KiB.
+_RAW_LINK: Final = "xfsroot.rawlink"
+_COUNTERS_NAME: Final = "user.catalog_counters"
+# The stock client's limit; the kernel's limit of a value is 64 KiB.
 _PAGE_BYTES: Final = 40_000
 _BLOCK_BYTES: Final = 1 << 20
 # Larger objects are hashed again with the streaming compressor only, which bounds the memory that an answer takes.
 _PACK_LIMIT_BYTES: Final = 16 << 20
 
 
+class Visibility(enum.StrEnum):
+    """Where listings show magic attributes: the values of the stock client's CVMFS_MAGIC_XATTRS_VISIBILITY."""
+
+    ROOTONLY = "rootonly"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 @dataclass(slots=True)
 class MountState:
-    """What changes while a repository is mounted. `looks_again_at` is a time of `time.monotonic`, None if no newer
-    revision will ever be shown; `backing` is None where passthrough was not wanted."""
+    """State that changes while a repository is mounted. `looks_again_at` is a time of `time.monotonic`, None if no
+    newer revision will ever be shown; `backing` is None where passthrough was not wanted; `tag` is the name that the
+    revision was asked for by."""
 
     manifest: Manifest
     looks_again_at: float | None = None
     backing: BackingFiles | None = None
+    tag: str = ""
     started_at: float = field(default_factory=time.monotonic)
 
 
 class MagicAttributes:
-    def __init__(self, client: RepositoryClient, tree: RepositoryTree, state: MountState) -> None:
+    def __init__(
+        self,
+        client: RepositoryClient,
+        tree: RepositoryTree,
+        state: MountState,
+        visibility: Visibility = Visibility.ROOTONLY,
+    ) -> None:
+        self._visibility = visibility
         self._client = client
         self._tree = tree
         self._state = state
@@ -57,12 +79,14 @@ class MagicAttributes:
             "user.fqrn": lambda: state.manifest.fqrn,
             "user.revision": lambda: state.manifest.revision,
             "user.root_hash": lambda: state.manifest.root_catalog,
+            **({"user.tag": lambda: state.tag} if state.tag else {}),
             "user.version": lambda: __version__,
             "user.pid": os.getpid,
             "user.uptime": lambda: int(self._uptime_s() / 60),
             "user.expires": self._expires,
             "user.host": lambda: client.connection.host,
             "user.proxy": lambda: client.connection.proxy or "DIRECT",
+            "user.external_host": lambda: client.external_host or "none",
             "user.timeout": lambda: int(client.connection.timeout_proxy_s),
             "user.timeout_direct": lambda: int(client.connection.timeout_direct_s),
             "user.nclg": lambda: tree.attached_catalogs,
@@ -73,17 +97,19 @@ class MagicAttributes:
             "user.usedfd": lambda: len(os.listdir("/proc/self/fd")),
             "user.maxfd": lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "user.repo_counters": lambda: _counters(tree.catalog_of(ROOT_INODE)[1]),
-            mountstatus.NAME: self._status,
+            STATUS_NAME: self._status,
         }
         self._of_inode: Mapping[str, Callable[[int], object]] = {
-            "user.catalog_counters": self._catalog_counters,
+            _COUNTERS_NAME: self._catalog_counters,
             "user.hash": self._hash,
             "user.lhash": self._local_hash,
             "user.chunks": lambda inode: len(tree.objects(inode)) or None,
             "user.chunk_list": self._chunk_list,
             "user.compression": self._compression,
+            "user.external_file": self._is_external,
+            "user.external_url": self._external_url,
             "user.mica.local": self._local,
-            "xfsroot.rawlink": self._raw_link,
+            _RAW_LINK: self._raw_link,
         }
 
     def get(self, inode: int, name: bytes) -> bytes | None:
@@ -102,6 +128,24 @@ class MagicAttributes:
             return None
         text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
         return _page(text, match[2])
+
+    def listed(self, inode: int) -> list[bytes]:
+        """Names that a listing shows of an inode, as the stock client chooses them."""
+        if self._visibility is Visibility.NEVER or (self._visibility is Visibility.ROOTONLY and inode != ROOT_INODE):
+            return []
+        mode = self._tree.attributes(inode).mode
+        if stat.S_ISLNK(mode):  # Linux allows no others on links
+            return [_RAW_LINK.encode("ascii")]
+        names = {*self._of_mount, *(self._listed_of_file(inode) if stat.S_ISREG(mode) else [_COUNTERS_NAME])}
+        return [name.encode("ascii") for name in sorted(names)]
+
+    def _listed_of_file(self, inode: int) -> set[str]:
+        """The names that have a value for this file; no content is read to find out."""
+        _, row = self._tree.row_of(inode)
+        names = set(self._of_inode) - {_RAW_LINK}
+        if row.entry.digest is None:
+            names -= {"user.hash", "user.lhash"}
+        return names - ({"user.mica.local"} if row.entry.flags & Flag.EXTERNAL else {"user.external_url"})
 
     def _uptime_s(self) -> float:
         return time.monotonic() - self._state.started_at
@@ -175,6 +219,15 @@ class MagicAttributes:
         objects = self._tree.objects(inode)
         return objects[0].compression.config_name if objects else None
 
+    def _is_external(self, inode: int) -> int | None:
+        if not stat.S_ISREG(self._tree.attributes(inode).mode):
+            return None
+        return int(self._tree.external_path(inode) is not None)
+
+    def _external_url(self, inode: int) -> bytes | None:
+        host, path = self._client.external_host, self._tree.external_path(inode)
+        return None if path is None or host is None else host.encode() + path
+
     def _local(self, inode: int) -> str | None:
         catalog, row = self._tree.row_of(inode)
         if not is_counted(row):
@@ -187,7 +240,7 @@ class MagicAttributes:
 
 
 def _counters(catalog: Catalog) -> str:
-    """Name and value of each counter a line, nested catalogs included."""
+    """One line for each counter, with name and value; nested catalogs are included."""
     counters = catalog.counters()
     totals = {name: counters.get(f"self_{name}", 0) + counters.get(f"subtree_{name}", 0) for name in sorted(COUNTERS)}
     return "".join(f"{name},{value}\n" for name, value in totals.items())
@@ -212,8 +265,8 @@ def _pages(value: bytes) -> list[bytes]:
 
 
 def _hash_again(descriptor: int, name: ObjectName) -> Digest:
-    """What the digest of the local copy would be if it were published anew. Compressors differ: the one that gives the
-    object's digest is right, and if none does, the stock client's answer is given."""
+    """The digest that the local copy would get if it were published again. Compressors differ: if one gives the
+    object's digest, that is the answer; if none does, the answer is the stock client's."""
     algorithm = name.digest.algorithm
     if name.compression is Compression.NONE:
         return _hash_blocks(descriptor, algorithm, bytes, bytes)

@@ -3,7 +3,7 @@
 Inode numbers carry all state: catalog number << 40 | row, so nothing is remembered for a file however many there are.
 Number 1 is the root. A hard link group has the inode of its first row. Old revisions below `/.cvmfs/snapshots` are
 root catalogs with other paths inside; every path here is one *inside its catalog*, so they need no translation.
-Implements `mount/tree.py`; any thread.
+Implements `fuse/tree.py`; any thread.
 """
 
 import errno
@@ -15,14 +15,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from mica.digest import Digest, Suffix, path_hash
-from mica.errors import MicaError
-from mica.fetch.client import ObjectName, RepositoryClient
-from mica.fetch.parts import PartFile
+from mica.cache.partfiles import PartFile
+from mica.digest import Digest, path_hash
+from mica.errors import MicaError, in_one_line
+from mica.fetch.client import RepositoryClient
+from mica.fuse.tree import ROOT_INODE, Attributes, Child, OpenFile
 from mica.logs import logger
-from mica.mount.tree import ROOT_INODE, Attributes, Child, OpenFile
+from mica.metaimage.xattrs import is_directory_sign
 from mica.repo.catalog import Catalog, NestedCatalog, Row, is_transition
 from mica.repo.entry import Entry, Flag, parse_xattrs
+from mica.repo.objectname import ObjectName, chunk_object, file_object
+from mica.unionsigns import OVERLAY_PREFIX
 
 _log = logger(__name__)
 P = ParamSpec("P")
@@ -30,6 +33,9 @@ Result = TypeVar("Result")
 _ROW_BITS = 40
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _KNOWN_PATHS = 16384
+_KNOWN_ROWS = 4096
+"""Up to twice as many rows are kept, about 700 bytes each."""
+_HIDDEN = int(Flag.HIDDEN)
 _VARIABLE = re.compile(rb"\$\(([^():]*)(?::-([^()]*))?\)")
 
 
@@ -48,18 +54,23 @@ class _Found(NamedTuple):
 
 
 class RepositoryTree:
-    """One revision. `variables` are what `$(NAME)` in symbolic links stands for."""
+    """One revision. `variables` are the values for `$(NAME)` in symbolic links, which the stock client expands in a
+    mounted repository; without them links stay as they are, as in an image."""
 
     def __init__(
         self, client: RepositoryClient, root: NestedCatalog, *, variables: Mapping[str, str] | None = None
     ) -> None:
         self._client = client
-        self._variables = {name.encode(): value.encode() for name, value in (variables or {}).items()}
+        self._variables = (
+            None if variables is None else {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
+        )
         self._lock = threading.Lock()
         self._mounted: dict[int, _Mounted] = {}
         self._by_mountpoint: dict[int, _Mounted] = {}
         self._add(root._replace(path=b""), ROOT_INODE)
         self._paths: OrderedDict[int, bytes] = OrderedDict()
+        self._rows: dict[int, Row] = {}
+        self._former_rows: dict[int, Row] = {}
 
     def attributes(self, inode: int) -> Attributes:
         found = self._find(inode)
@@ -72,19 +83,23 @@ class RepositoryTree:
         if row.entry.name != name:
             raise OSError(errno.ENOENT, "no such name")
         inode = self._inode(mounted, catalog, row, path)
+        if inode & _ROW_MASK == row.rowid:
+            self._remember_row(inode, row)
         return self._attributes(inode, row.entry)
 
     def children(self, directory: int) -> Iterator[Child]:
         mounted, path = self._inside(directory)
         catalog = self._catalog(mounted)
         groups: dict[int, int] = {}
-        base = mounted.number << _ROW_BITS
         for row in self._guard(catalog.children, path_hash(path)):
             entry = row.entry
-            if entry.flags & Flag.HIDDEN or not entry.name:
+            if entry.flags & _HIDDEN or not entry.name:
                 continue
             rowid = groups.setdefault(entry.group, row.rowid) if entry.group else row.rowid
-            yield Child(entry.name, self._attributes(base | rowid, entry))
+            inode = _inode_number(mounted, rowid)
+            if rowid == row.rowid:
+                self._remember_row(inode, row)
+            yield Child(entry.name, self._attributes(inode, entry))
 
     def parent(self, directory: int) -> int:
         if directory == ROOT_INODE:
@@ -94,7 +109,7 @@ class RepositoryTree:
         if key is None or key == path_hash(found.catalog.root_prefix):
             return found.mounted.mountpoint
         row = self._of(found.catalog.find_key(key))
-        return found.mounted.number << _ROW_BITS | row.rowid
+        return _inode_number(found.mounted, row.rowid)
 
     def readlink(self, inode: int) -> bytes:
         return self._expanded(self.raw_target(inode))
@@ -107,12 +122,12 @@ class RepositoryTree:
         return entry.target
 
     def xattrs(self, inode: int) -> dict[bytes, bytes]:
-        """What overlayfs acts upon is limited to the sign of an opaque directory, whatever the catalog says."""
+        """Of the attributes that overlayfs acts upon only the signs of directories show, whatever the catalog says."""
         xattrs = parse_xattrs(self._find(inode).row.entry.xattrs)
         return {
             key: value
             for key, value in xattrs.items()
-            if not key.startswith(b"trusted.overlay.") or (key == b"trusted.overlay.opaque" and value == b"y")
+            if not key.startswith(OVERLAY_PREFIX) or is_directory_sign(key, value)
         }
 
     def open(self, inode: int) -> OpenFile:
@@ -120,42 +135,44 @@ class RepositoryTree:
         entry = found.row.entry
         if not entry.is_regular:
             raise OSError(errno.EINVAL, "not a regular file")
-        if entry.flags & Flag.EXTERNAL:
-            raise OSError(errno.EIO, "external files are not supported")
+        external = self._path(inode, found) if entry.flags & Flag.EXTERNAL else None
         self._client.counter.add(files_opened=1)
-        compression = self._guard(lambda: entry.compression)
-        if entry.digest is not None:
-            name = ObjectName(entry.digest, Suffix.FILE, compression, entry.size)
-            return WholeFile(self._guard(self._client.open_object, name))
+        name = self._guard(file_object, entry)
+        if name is not None:
+            return WholeFile(self._guard(self._client.open_object, name, external))
         chunks = self._guard(found.catalog.chunks, found.row)
-        return ChunkedFile(self, self._guard(self._client.open_part, chunks, compression))
+        part = self._guard(lambda: self._client.open_part(chunks, entry.compression))
+        return ChunkedFile(self, part, external)
 
     def storage(self, inode: int) -> dict[str, object]:
-        """How a regular file is stored, for people and JSON; nothing for other kinds."""
+        """How a regular file is stored, for people and JSON; empty for other kinds."""
         found = self._find(inode)
         entry = found.row.entry
         if not entry.is_regular:
             return {}
-        facts: dict[str, object] = {"compression": entry.compression.config_name}
+        facts: dict[str, object] = {"compression": self._guard(lambda: entry.compression).config_name}
+        if entry.flags & Flag.EXTERNAL:
+            facts["external"] = True
         if entry.digest is not None:
             return facts | {"object": entry.digest.text}
         chunks = self._guard(found.catalog.chunks, found.row)
         return facts | {"chunks": [{"offset": c.offset, "size": c.size, "object": c.digest.text} for c in chunks]}
 
     def objects(self, inode: int) -> list[ObjectName]:
-        """What the content of a regular file consists of, in order; nothing for other kinds."""
+        """The objects of a regular file's content, in order; none for other kinds."""
         found = self._find(inode)
         entry = found.row.entry
-        if not entry.is_regular or entry.flags & Flag.EXTERNAL:
+        if not entry.is_regular:
             return []
-        compression = self._guard(lambda: entry.compression)
-        if entry.digest is not None:
-            return [ObjectName(entry.digest, Suffix.FILE, compression, entry.size)]
+        name = self._guard(file_object, entry)
+        if name is not None:
+            return [name]
         chunks = self._guard(found.catalog.chunks, found.row)
-        return [ObjectName(chunk.digest, Suffix.CHUNK, compression, chunk.size) for chunk in chunks]
+        compression = self._guard(lambda: entry.compression)
+        return [chunk_object(chunk, compression) for chunk in chunks]
 
     def row_of(self, inode: int) -> tuple[Catalog, Row]:
-        """What is published of a file, and the catalog that tells it."""
+        """The published row of a file, and the catalog that has it."""
         found = self._find(inode)
         return found.catalog, found.row
 
@@ -165,7 +182,7 @@ class RepositoryTree:
         return len(self._mounted)
 
     def catalog_of(self, inode: int) -> tuple[Digest, Catalog]:
-        """The catalog with what is in a directory, or with the entry of anything else."""
+        """The catalog that lists a directory's members, or, for other files, the one that has its entry."""
         found = self._find(inode)
         mounted = self._inside(inode)[0] if found.row.entry.is_directory else found.mounted
         return mounted.reference.digest, self._catalog(mounted)
@@ -173,7 +190,7 @@ class RepositoryTree:
     def advance(self, root: NestedCatalog) -> set[bytes]:
         """Show another revision from now on, and return the names in the root that the kernel has to forget.
 
-        Inodes of the former revision stay valid for who still uses them: its catalogs keep their numbers.
+        Inodes of the former revision stay valid for programs that still use them: its catalogs keep their numbers.
         """
         before = {child.name for child in self.children(ROOT_INODE)}
         with self._lock:
@@ -186,8 +203,14 @@ class RepositoryTree:
         entries = sum(counters.get(f"{scope}_{kind}", 0) for scope in ("self", "subtree") for kind in kinds)
         return entries, counters.get("self_file_size", 0) + counters.get("subtree_file_size", 0)
 
-    def fetch_range(self, part: PartFile, offset: int, size: int) -> None:
-        self._guard(self._client.fetch_range, part, offset, size)
+    def fetch_range(self, part: PartFile, offset: int, size: int, external: bytes | None) -> None:
+        self._guard(self._client.fetch_range, part, offset, size, external)
+
+    def external_path(self, inode: int) -> bytes | None:
+        """For an external file its path in the repository, by which its servers know it; else None."""
+        found = self._find(inode)
+        is_external = found.row.entry.is_regular and found.row.entry.flags & Flag.EXTERNAL
+        return self._path(inode, found) if is_external else None
 
     def _attributes(self, inode: int, entry: Entry) -> Attributes:
         mode, size, rdev = entry.mode, entry.size, 0
@@ -200,11 +223,10 @@ class RepositoryTree:
         )
 
     def _expanded(self, target: bytes) -> bytes:
-        return _VARIABLE.sub(self._variable, target) if b"$(" in target else target
-
-    def _variable(self, match: re.Match[bytes]) -> bytes:
-        name, default = match.groups()
-        return self._variables.get(name, default or b"")
+        variables = self._variables
+        if variables is None or b"$(" not in target:
+            return target
+        return _VARIABLE.sub(lambda match: variables.get(match[1], match[2] or b""), target)
 
     def _find(self, inode: int) -> _Found:
         if inode == ROOT_INODE:
@@ -215,7 +237,15 @@ class RepositoryTree:
         if known is None:
             raise OSError(errno.ESTALE, "unknown inode")
         catalog = self._catalog(known)
-        return _Found(known, catalog, self._of(self._guard(catalog.find_rowid, inode & _ROW_MASK)))
+        row = self._rows.get(inode) or self._former_rows.get(inode)
+        return _Found(known, catalog, row or self._of(self._guard(catalog.find_rowid, inode & _ROW_MASK)))
+
+    def _remember_row(self, inode: int, row: Row) -> None:
+        """A program that looks up a name mostly opens it next. Rows never change, and a number stands for one row."""
+        rows = self._rows
+        rows[inode] = row
+        if len(rows) >= _KNOWN_ROWS:
+            self._former_rows, self._rows = rows, {}
 
     def _inside(self, directory: int) -> tuple[_Mounted, bytes]:
         """Where the children of a directory are: their catalog, and the directory's path inside that catalog."""
@@ -232,7 +262,7 @@ class RepositoryTree:
         return found.mounted, path
 
     def _path(self, directory: int, found: _Found) -> bytes:
-        """Path of a directory inside its own catalog, climbing to what is known already."""
+        """Path of an entry inside its own catalog, found by climbing to a directory whose path is known."""
         with self._lock:
             known = self._paths.get(directory)
         if known is not None:
@@ -247,7 +277,7 @@ class RepositoryTree:
             row = self._of(found.catalog.find_key(key))
             if row.rowid == found.row.rowid:
                 raise OSError(errno.EIO, "a directory is its own parent")
-            inode = found.mounted.number << _ROW_BITS | row.rowid
+            inode = _inode_number(found.mounted, row.rowid)
             parent = self._climb(inode, _Found(found.mounted, found.catalog, row))
         path = parent + b"/" + found.row.entry.name
         self._remember(directory, path)
@@ -289,7 +319,7 @@ class RepositoryTree:
         rowid = row.rowid
         if row.entry.group:
             rowid = self._guard(catalog.group_members, path_hash(directory), row.entry.group)[0]
-        return mounted.number << _ROW_BITS | rowid
+        return _inode_number(mounted, rowid)
 
     def _catalog(self, mounted: _Mounted) -> Catalog:
         return self._guard(self._client.catalog, mounted.reference)
@@ -301,17 +331,25 @@ class RepositoryTree:
         return row
 
     def _guard(self, call: Callable[P, Result], *arguments: P.args, **options: P.kwargs) -> Result:
-        """The border to what programs see: our errors become EIO, and are counted and told once in the log."""
+        """Make errors fit for programs: ours become EIO, are counted, and go to the log once."""
         try:
             return call(*arguments, **options)
         except MicaError as error:
             failure: Exception = error
-            _log.error("%s", error)
+            _log.error("%s", in_one_line(error))
         except ValueError as error:
             failure = error
             _log.error("a catalog entry is malformed: %s", error)
         self._client.counter.add(io_errors=1)
         raise OSError(errno.EIO, str(failure)) from failure
+
+
+def _inode_number(mounted: _Mounted, rowid: int) -> int:
+    """Raises OSError for a row number so large that it would mean another catalog's row: only hostile ones have it."""
+    if not 0 < rowid <= _ROW_MASK:
+        _log.error("catalog %s has a row with the impossible number %d", mounted.reference.digest.text, rowid)
+        raise OSError(errno.EIO, "a row with an impossible number")
+    return mounted.number << _ROW_BITS | rowid
 
 
 class WholeFile:
@@ -330,18 +368,19 @@ class WholeFile:
 class ChunkedFile:
     """A large file: only the chunks that are read are fetched, until it is whole and a plain file of the cache."""
 
-    def __init__(self, tree: RepositoryTree, part: PartFile) -> None:
+    def __init__(self, tree: RepositoryTree, part: PartFile, external: bytes | None) -> None:
         self._tree = tree
         self._part = part
+        self._external = external
 
     @property
     def descriptor(self) -> int:
         return self._part.fd if self._part.is_whole else -1
 
     def read(self, offset: int, size: int) -> bytes:
-        self._tree.fetch_range(self._part, offset, size)
+        self._tree.fetch_range(self._part, offset, size, self._external)
         return os.pread(self._part.fd, size, offset)
 
     def close(self) -> None:
-        """The last reference closes it: chunks that nobody waits for may be on their way into it."""
+        """Nothing to do: the last reference closes it, since chunks that no read waits for may be on their way."""
         del self._part

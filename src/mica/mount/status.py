@@ -1,6 +1,6 @@
-"""What a mount tells of itself, as its magic attribute `user.mica.status` (docs/format/magic-attributes.md).
+"""The status of a mount, as its magic attribute `user.mica.status` (docs/format/magic-attributes.md).
 
-JSON with exactly the fields below; more of them, from a newer server, are left out by the reader. Pure.
+JSON with exactly the fields below; the reader ignores others, which a newer server may send. Pure.
 """
 
 import json
@@ -41,7 +41,7 @@ def format_status(status: MountStatus) -> str:
 
 
 def parse_status(data: bytes) -> MountStatus:
-    """Raises ValueError for anything that lacks a field or has one of another kind."""
+    """Raises ValueError if a field is missing or has another type."""
     try:
         document = json.loads(data)
     except RecursionError as error:

@@ -1,7 +1,7 @@
-"""Asking the servers of this host's mounted repositories how they are: the mount table, then each root's attribute.
+"""Asking the servers of this host's mounted repositories for their status: the mount table, then each root's attribute.
 
-Everybody may mount something that looks like ours, so only what root or the caller mounted is asked, and answers are
-parsed as what comes from outside. A server that does not answer holds nobody up. Called by `mica status`.
+Any user may mount something that looks like ours, so only mounts of root or the caller are asked, and answers are
+parsed as untrusted. A server that does not answer delays no other. Called by `mica status`.
 """
 
 import enum
@@ -12,15 +12,16 @@ import time
 from typing import Final, NamedTuple
 
 from mica.files import owned_fd
-from mica.mount.mountinfo import FUSE_TYPE, REPOSITORY_PREFIX, SERVER_GONE, Mount, mount_number
-from mica.mount.mountstatus import NAME, MountStatus, parse_status
+from mica.fuse.identity import FUSE_TYPE, OBJECTS_SOURCE, REPOSITORY_PREFIX, SERVER_GONE
+from mica.mount.status import NAME, MountStatus, parse_status
+from mica.mountinfo import Mount, mount_number
 
 _PATIENCE_S = 5.0
 _USER: Final = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 
 
 class State(enum.StrEnum):
-    """What can be said of a mount; the values are for people and JSON."""
+    """The state of a mount; the values are for people and JSON."""
 
     SERVING = "serving"
     GONE = "its server is gone"
@@ -40,11 +41,18 @@ class Report(NamedTuple):
 
 
 def is_repository(mount: Mount) -> bool:
-    return mount.fstype == FUSE_TYPE and mount.source.startswith(REPOSITORY_PREFIX.encode())
+    is_ours = mount.fstype == FUSE_TYPE.encode() and mount.source.startswith(REPOSITORY_PREFIX.encode())
+    return is_ours and mount.source != OBJECTS_SOURCE.encode()
+
+
+def is_trusted(mount: Mount) -> bool:
+    """Whether root or the caller mounted it by FUSE."""
+    found = _USER.search(mount.super_options)
+    return found is not None and int(found[1]) in {0, os.geteuid()}
 
 
 def report_mounts(mounts: list[Mount], *, patience_s: float = _PATIENCE_S) -> list[Report]:
-    """Ask all of them at once, and wait so long for all of them together."""
+    """Ask all of them at once, and wait `patience_s` for all of them together."""
     inquiries = [_Inquiry(mount) for mount in mounts]
     for inquiry in inquiries:
         inquiry.start()
@@ -55,7 +63,7 @@ def report_mounts(mounts: list[Mount], *, patience_s: float = _PATIENCE_S) -> li
 
 
 class _Inquiry(threading.Thread):
-    """A daemon: one that waits for a server ends with the process, and the kernel lets it."""
+    """A daemon thread: if it still waits for a server, it ends with the process."""
 
     def __init__(self, mount: Mount) -> None:
         super().__init__(name="inquiry", daemon=True)
@@ -74,14 +82,9 @@ class _Inquiry(threading.Thread):
         self.report = Report(self._fqrn, self._mount.target, state, status)
 
     def _ask(self) -> tuple[State, MountStatus | None]:
-        if not _is_trusted(self._mount):
+        if not is_trusted(self._mount):
             return State.FOREIGN, None
         with owned_fd(os.open(self._mount.target, os.O_PATH | os.O_CLOEXEC)) as fd:
             if mount_number(fd) != self._mount.number:
                 return State.COVERED, None
             return State.SERVING, parse_status(os.getxattr(f"/proc/self/fd/{fd}", NAME))
-
-
-def _is_trusted(mount: Mount) -> bool:
-    found = _USER.search(mount.super_options)
-    return found is not None and int(found[1]) in {0, os.geteuid()}

@@ -1,1 +1,1 @@
-"""The kernel data plane of a node: metadata images, the cache, and the object filesystem (docs/design/dataplane.md)."""
+"""The former name of the rooms `layers`, `dataplane` and `daemon`; only what scripts outside import is kept."""

@@ -1,0 +1,1 @@
+"""Verified content on this machine: objects, parts, images, the room that they take, and their removal."""
