@@ -1,1 +1,1 @@
-"""What engines store and mount, whichever they are: layers, unions, archives. Adapters are in `drivers`."""
+"""What all engines store and mount: layers, unions, archives. Adapters are in `drivers`."""

@@ -1,6 +1,6 @@
 """The difference that an upper directory makes, as a layer archive, as a list of changes, as a size. One thread.
 
-The archive is what engines write: members by path, times in whole seconds, the root directory left out, sockets too.
+The archive is like those of engines: members by path, times in whole seconds, without the root directory and sockets.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mica.engine.tarwriter import END, format_member, padding
-from mica.engine.uppers import Difference, UpperTree
+from mica.engine.uppertree import Difference, UpperTree, open_in, without_changed
 from mica.files import owned_fd
-from mica.oci.whiteouts import OPAQUE_MARKER, WHITEOUT_PREFIX
 from mica.tarstream import Kind, TarEntry
+from mica.unionsigns import OPAQUE_MARKER, WHITEOUT_PREFIX
 
 _PIECE_BYTES = 1 << 20
 _KINDS = {
@@ -42,11 +42,12 @@ class Change(NamedTuple):
 
 
 def write_diff(tree: UpperTree) -> Iterator[bytes]:
-    """The archive, in pieces of at most about a megabyte. Raises UserError for a path that no archive can say."""
+    """The archive, in pieces of at most about a megabyte. Raises UserError for a path that no archive can hold."""
     links: dict[tuple[int, int], bytes] = {}
+    if tree.hides_all:
+        yield format_member(TarEntry(OPAQUE_MARKER, mode=0o600))
     for difference in tree.differences():
-        # What vanishes or changes its kind meanwhile is left out.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with without_changed():
             yield from _members(tree, difference, links)
     yield END
 
@@ -104,17 +105,29 @@ def list_changes(tree: UpperTree, below: Path | None) -> list[Change]:
 
     A directory counts as modified if it differs from the parent's or something in it was changed.
     """
+    if below is None:
+        return _list_changes(tree, _Parent(None))
+    with owned_fd(os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        return _list_changes(tree, _Parent(root))
+
+
+def _list_changes(tree: UpperTree, parent: "_Parent") -> list[Change]:
     changes: dict[bytes, ChangeKind] = {}
     hidden: set[bytes] = set()
+    if tree.hides_all:
+        hidden.add(b"")
+        for name in parent.names(b".") - tree.names(b"."):
+            _note(changes, name, ChangeKind.DELETED)
     for difference in tree.differences():
         path = difference.path
-        kind = _kind_of(difference, below)
+        kind = _kind_of(difference, parent)
         if kind is not None:
             _note(changes, path, kind)
         if difference.hides_below or (path.rpartition(b"/")[0] in hidden and difference.is_directory):
             hidden.add(path)
-            for name in _names(below, path) - tree.names(path):
-                _note(changes, path + b"/" + name, ChangeKind.DELETED)
+            with without_changed():
+                for name in parent.names(path) - tree.names(path):
+                    _note(changes, path + b"/" + name, ChangeKind.DELETED)
     return [Change(path, changes[path]) for path in sorted(changes)]
 
 
@@ -125,21 +138,40 @@ def _note(changes: dict[bytes, ChangeKind], path: bytes, kind: ChangeKind) -> No
             changes.setdefault(parent, ChangeKind.MODIFIED)
 
 
-def _names(below: Path | None, directory: bytes) -> set[bytes]:
-    try:
-        return set() if below is None else set(os.listdir(os.fsencode(below) + b"/" + directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+class _Parent:
+    """The parent's view, by a descriptor; without one it is empty. No link is followed: those of an image lead to this
+    machine's own files here."""
+
+    def __init__(self, root: int | None) -> None:
+        self._root = root
+
+    def status(self, path: bytes) -> os.stat_result | None:
+        """None if there is nothing."""
+        with self._open(path, os.O_PATH | os.O_NOFOLLOW) as fd:
+            return None if fd is None else os.fstat(fd)
+
+    def names(self, directory: bytes) -> set[bytes]:
+        with self._open(directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            return set() if fd is None else set(map(os.fsencode, os.listdir(fd)))
+
+    @contextlib.contextmanager
+    def _open(self, path: bytes, flags: int) -> Iterator[int | None]:
+        fd = None
+        if self._root is not None:
+            with without_changed():
+                fd = open_in(self._root, path, flags)
+        try:
+            yield fd
+        finally:
+            if fd is not None:
+                os.close(fd)
 
 
-def _kind_of(difference: Difference, below: Path | None) -> ChangeKind | None:
+def _kind_of(difference: Difference, parent: _Parent) -> ChangeKind | None:
     if difference.status is None:
         return ChangeKind.DELETED
-    if below is None:
-        return ChangeKind.ADDED
-    try:
-        before = os.lstat(os.fsencode(below) + b"/" + difference.path)
-    except (FileNotFoundError, NotADirectoryError):
+    before = parent.status(difference.path)
+    if before is None:
         return ChangeKind.ADDED
     now = difference.status
     if stat.S_ISDIR(before.st_mode) and stat.S_ISDIR(now.st_mode) and not difference.hides_below:

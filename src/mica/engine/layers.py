@@ -1,18 +1,20 @@
-"""The layers of one engine: made, filled, mounted, read and removed. What adapters of engines are made of.
+"""The layers of one engine: made, filled, mounted, read and removed. Adapters of engines call it.
 
 <home>/mica.db              the records (`snapshots.py`)
 <home>/<id>/diff/           the layer itself, ready for a union; the upper directory when it is mounted
 <home>/<id>/work            overlayfs's own
 <home>/<id>/merged/         mount point
 <home>/<id>/below/          mount point of what is below it, while changes are listed
+<home>/<id>/sheets/         of a thin layer: what makes its real ones readable for this union (`sheets.py`)
 <home>/.new-<hex>/          a layer that is being made or filled; rubbish after a crash
 <home>/.old-<hex>/          a layer that is being removed; rubbish after a crash
 
 A lowest layer whose only entry is `thin.json` is thin: the layers that it names stand in its place. Its own mount shows
 `thin.json` on top of them, since engines read it again when they push or save.
 
-Order of steps, so that kill -9 leaves a state to go on from: a layer's record comes before its name, and its name goes
-before its record; a mount is counted after it is there. `open_layers` clears up what a predecessor left in between.
+The order of steps leaves a usable state after kill -9: a layer's record is written before the layer gets its name, and
+its name is removed before its record; a mount is counted after it is made. `open_layers` clears up what a predecessor
+left in between.
 
 Any thread. Calls for one layer wait for each other; long reading and writing holds only the layer it is about.
 """
@@ -28,21 +30,24 @@ from pathlib import Path
 
 from mica import linux
 from mica.engine.diff import Change, list_changes, measure, write_diff
-from mica.engine.provider import LayerProvider, find_descriptor
+from mica.engine.movebelowlinks import move_below_links
+from mica.engine.signsheets import readable_layers
 from mica.engine.snapshots import READ_ONLY, READ_WRITE, Snapshot, SnapshotStore, check_id
+from mica.engine.thinlayer import find_descriptor
 from mica.engine.unions import Place, Union
 from mica.engine.unpack import unpack_layer
-from mica.engine.uppers import UpperTree
+from mica.engine.uppertree import UpperTree
 from mica.errors import UserError
-from mica.files import mapped_os_errors
-from mica.metaimage.xattrs import OPAQUE
-from mica.mount.mountinfo import parse_mountinfo
-from mica.node.stack import LayerStack
-from mica.run.scratch import remove_tree
-from mica.tarstream import ByteStream
+from mica.files import mapped_os_errors, owned_fd, remove_tree
+from mica.layers.provider import LayerProvider
+from mica.layers.stack import LayerStack
+from mica.mountinfo import read_mounts
+from mica.streams import Readable
 from mica.thin.descriptor import ThinDescriptor
+from mica.union.directories import Tree, liken_directories, plan_directories, visible_trees
 
 DATABASE = "mica.db"
+_UNION = "union"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,16 @@ class LayerDirectory:
     def below(self) -> Path:
         return self.path / "below"
 
+    @property
+    def sheets(self) -> Path:
+        return self.path / "sheets"
+
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """What is below a layer, and what of it stands in place of a thin layer."""
+    """The layers below a layer, and which of them stand in place of a thin layer."""
 
+    lowest: str
     parents: tuple[Snapshot, ...]
     thin: ThinDescriptor | None
     is_thin_itself: bool
@@ -77,13 +87,25 @@ class _Chain:
 
 @contextlib.contextmanager
 def open_layers(home: Path, union: Union, provider: LayerProvider) -> Iterator["EngineLayers"]:
-    """The layers of an engine whose place for them is `home`. Raises UserError if they cannot be used."""
+    """The layers of an engine, in its directory `home`. Raises UserError if they cannot be used."""
     with mapped_os_errors(f"use {home} for layers"):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with SnapshotStore(home / DATABASE) as store:
+        _check_union(store, union, home)
         layers = EngineLayers(home, store, union, provider)
         layers.clear_up()
         yield layers
+
+
+def _check_union(store: SnapshotStore, union: Union, home: Path) -> None:
+    """Refuse layers of the other kind of union: its whiteouts would be ordinary files in this one."""
+    before = store.setting(_UNION)
+    if before not in {None, union.kind} and store.all():
+        raise UserError(
+            f"The layers in {home} were made for {before} and cannot be used with {union.kind}.",
+            hint=f"Go on with {before}, or remove all images and containers first.",
+        )
+    store.set_setting(_UNION, union.kind)
 
 
 class EngineLayers:
@@ -124,8 +146,8 @@ class EngineLayers:
         return self._store.find(check_id(layer_id)) is not None
 
     def remove(self, layer_id: str, *, with_children: bool = False) -> None:
-        """Have it gone; nothing happens if there is none. A mount of it is taken away: engines remove what they have
-        let go, even if a crash kept them from saying so.
+        """Remove a layer; nothing happens if there is none. A mount of it is undone: engines remove only layers that
+        they do not use, even if a crash kept them from unmounting.
 
         Raises UserError as long as other layers are made on it, unless these are to go first.
         """
@@ -151,7 +173,7 @@ class EngineLayers:
         return LayerDirectory(self.home / check_id(layer_id))
 
     def clear_up(self) -> None:
-        """After a predecessor: remove rubbish, unmount what nobody was given, forget mounts that are gone."""
+        """After a predecessor: remove rubbish, unmount layers that were mounted for no caller, forget lost mounts."""
         with mapped_os_errors(f"clear up {self.home}"):
             for pattern in (".new-*", ".old-*"):
                 for path in self.home.glob(pattern):
@@ -171,8 +193,8 @@ class EngineLayers:
                     _detach(directory.merged)
 
     def _drop_nameless(self, snapshot: Snapshot) -> None:
-        """A record whose layer never got its name, or has lost it: nobody can have built on the first, and on the
-        second nobody has."""
+        """Remove the record of a layer that never got its name, or has lost it. No layer is made on it: one without a
+        name cannot be a parent, and a layer with children does not lose its name."""
         if not self._store.has_children(snapshot.id):
             self._store.remove(snapshot.id)
 
@@ -182,37 +204,37 @@ class EngineLayers:
     # Mounting
 
     def mount(self, layer_id: str, *, label: str = "") -> Path:
-        """Where the layer with all that is below it can be used, and written to; every call needs one of `unmount`.
+        """Where the layer with all that is below it can be read and written; every call needs one of `unmount`.
 
         A layer that others are made on is read-only. Raises what the provider raises for layers of a thin image.
         """
         with self._locks.holding(check_id(layer_id)), mapped_os_errors(f"mount layer {layer_id}"):
-            target = self._mounted(layer_id, label)
+            target = self._mounted(layer_id, self._chain(layer_id), label=label)
             self._store.count_mount(layer_id, 1)
             return target
 
     def unmount(self, layer_id: str) -> None:
-        """Give back what `mount` gave; once too often does no harm."""
+        """Undo one call of `mount`; one call too many does no harm."""
         with self._locks.holding(check_id(layer_id)), mapped_os_errors(f"unmount layer {layer_id}"):
             snapshot = self._store.find(layer_id)
             if snapshot is None:
                 return
             if not self._store.count_mount(layer_id, -1) and not self._borrowed.get(layer_id):
-                self._unmount(self.directory(layer_id))
+                self._let_go(layer_id)
 
     def unmount_all(self) -> None:
-        """The engine ends: nothing is in use any more."""
+        """For an engine that ends: it does not use its layers any more."""
         for snapshot in self._store.all():
             with self._locks.holding(snapshot.id), mapped_os_errors(f"unmount layer {snapshot.id}"):
                 self._store.forget_mounts(snapshot.id)
                 if not self._borrowed.get(snapshot.id):
-                    self._unmount(self.directory(snapshot.id))
+                    self._let_go(snapshot.id)
 
     @contextlib.contextmanager
-    def _borrowing(self, layer_id: str) -> Iterator[Path]:
-        """The mounted layer for our own reading."""
+    def _borrowing(self, layer_id: str, chain: _Chain, lower: LayerStack | None) -> Iterator[Path]:
+        """The layer, mounted for our own reading. `lower`: the layers below it, if the caller has them."""
         with self._locks.holding(layer_id):
-            target = self._mounted(layer_id, "")
+            target = self._mounted(layer_id, chain, known=lower)
             self._borrowed[layer_id] = self._borrowed.get(layer_id, 0) + 1
         try:
             yield target
@@ -225,14 +247,13 @@ class EngineLayers:
                     if snapshot is None or not snapshot.mounts:
                         self._unmount(self.directory(layer_id))
 
-    def _mounted(self, layer_id: str, label: str) -> Path:
-        chain = self._chain(layer_id)
+    def _mounted(self, layer_id: str, chain: _Chain, *, label: str = "", known: LayerStack | None = None) -> Path:
         directory = self.directory(layer_id)
-        if not chain.parents and chain.thin is None:
+        if (not chain.parents and chain.thin is None) or self._hides_below(directory.diff):
             return directory.diff
         if linux.mounted_device(directory.merged) is not None:
             return directory.merged
-        with self._lower(chain) as lower:
+        with self._lower(chain) if known is None else contextlib.nullcontext(known) as lower:
             if self._store.has_children(layer_id):
                 # Its directory is a layer of other unions, which must not change.
                 layers, place = replace(lower, lower=(directory.diff, *lower.lower)), Place(directory.merged)
@@ -242,6 +263,18 @@ class EngineLayers:
             label = label or self._store.get(layer_id).label
             self._union.mount(layers, replace(place, label=label))
         return directory.merged
+
+    def _let_go(self, layer_id: str) -> None:
+        try:
+            self._settle(layer_id)
+        finally:
+            self._unmount(self.directory(layer_id))
+
+    def _settle(self, layer_id: str) -> None:
+        """Call it before a layer's directory is read, or unmounted, while its union may be mounted."""
+        directory = self.directory(layer_id)
+        if linux.mounted_device(directory.merged) is not None:
+            self._union.settle(directory.merged, directory.diff)
 
     @staticmethod
     def _unmount(directory: LayerDirectory) -> None:
@@ -255,32 +288,53 @@ class EngineLayers:
         descriptor = self._descriptor(chain[-1])
         own = len(chain) == 1
         parents = chain[1:] if own or descriptor is None else chain[1:-1]
-        return _Chain(tuple(parents), descriptor, is_thin_itself=own and descriptor is not None)
+        return _Chain(chain[-1].id, tuple(parents), descriptor, is_thin_itself=own and descriptor is not None)
 
     def _descriptor(self, lowest: Snapshot) -> ThinDescriptor | None:
-        """Looked up whenever it is needed: some builders write into a mounted layer instead of sending an archive."""
-        return find_descriptor(self.directory(lowest.id).diff, f"layer {lowest.id[:12]}")
+        """Read each time it is needed: some builders write into a mounted layer instead of sending an archive."""
+        return find_descriptor(self.directory(lowest.id).diff, f"layer {lowest.id[:12]}", self._union.whiteouts)
 
     @contextlib.contextmanager
     def _lower(self, chain: _Chain) -> Iterator[LayerStack]:
-        """What is below a layer, top first."""
+        """The layers below a layer, top first."""
         directories = []
         for parent in chain.parents:
             directory = self.directory(parent.id).diff
             directories.append(directory)
-            if _is_opaque(directory):
-                # Overlayfs joins root directories whatever they say.
+            if self._hides_below(directory):
+                # Unions join root directories even if one is opaque.
                 yield LayerStack(tuple(directories))
                 return
         if chain.thin is None:
             yield LayerStack(tuple(directories))
             return
         with self._provider.layers(chain.thin) as real:
-            yield replace(real, lower=(*directories, *real.lower))
+            yield replace(real, lower=(*directories, *self._readable(chain, real)))
+
+    @contextlib.contextmanager
+    def _below(self, chain: _Chain) -> Iterator[LayerStack | None]:
+        """The same; None if nothing is below. What a thin layer names stands for it and is not below it."""
+        if not chain.parents and (chain.thin is None or chain.is_thin_itself):
+            yield None
+            return
+        with self._lower(chain) as lower:
+            yield lower
+
+    def _readable(self, chain: _Chain, real: LayerStack) -> tuple[Path, ...]:
+        """Trees of a repository have their publisher's signs: add the sheets by which this union reads them."""
+        if real.has_stubs:
+            return real.lower
+        with self._locks.holding(f"{chain.lowest}/sheets"):
+            place = self.directory(chain.lowest).sheets
+            return readable_layers(real.lower, self._union.whiteouts, place)
+
+    def _hides_below(self, directory: Path) -> bool:
+        with owned_fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            return self._union.whiteouts.hides_below(fd)
 
     def _root(self, layer_id: str, chain: _Chain, lower: LayerStack) -> None:
-        """Mode and owner of `/` are those of the upper directory (overlayfs.rst): copied up from the first layer that
-        has its own, through all layers on the way."""
+        """Mode and owner of `/` are those of the upper directory (overlayfs.rst). Copy them from the nearest layer
+        below that has its own, into all layers on the way."""
         pending = []
         for snapshot in (self._store.get(layer_id), *chain.parents):
             if snapshot.is_rooted and not (chain.is_thin_itself and snapshot.id == layer_id):
@@ -298,7 +352,7 @@ class EngineLayers:
 
     # Archives
 
-    def apply(self, layer_id: str, archive: ByteStream) -> int:
+    def apply(self, layer_id: str, archive: Readable) -> int:
         """Fill an empty layer from an archive, wholly or not at all; returns the bytes of its files.
 
         Raises UserError for an archive that cannot or must not be unpacked, or whose thin image is not for this host.
@@ -313,9 +367,11 @@ class EngineLayers:
                 new.chmod(0o755)
                 done = unpack_layer(archive, new, self._union.whiteouts)
                 if snapshot.parent is None:
-                    descriptor = find_descriptor(new, f"layer {layer_id[:12]}")
+                    descriptor = find_descriptor(new, f"layer {layer_id[:12]}", self._union.whiteouts)
                     if descriptor is not None:
                         self._provider.check(descriptor)
+                else:
+                    self._liken(layer_id, new, done.implied)
                 # Fails if it is not empty.
                 new.rename(self.directory(layer_id).diff)
             except BaseException:
@@ -326,15 +382,32 @@ class EngineLayers:
                 self._store.set_rooted(layer_id)
             return done.size_bytes
 
+    def _liken(self, layer_id: str, new: Path, implied: frozenset[bytes]) -> None:
+        """Give implied directories the attributes that they have in the layers below; if there is a link at their path,
+        those of the directory to which it leads."""
+        if implied:
+            with self._below(self._chain(layer_id)) as lower, self._view(layer_id, lower) as below:
+                if below is not None:
+                    implied = move_below_links(new, implied, below, self._union.whiteouts)
+                    trees = visible_trees([Tree(new, implied), Tree(below)])
+                    liken_directories(new, plan_directories(trees))
+
     @contextlib.contextmanager
     def diff(self, layer_id: str, parent: str | None) -> Iterator[Iterator[bytes]]:
         """The layer as an archive, in pieces, within the block. Raises UserError if that is not its parent."""
-        with self._tree(layer_id, parent) as tree:
+        self._checked(layer_id, parent)
+        with self._tree(layer_id, self._chain(layer_id)) as tree:
             yield write_diff(tree)
 
     def changes(self, layer_id: str, parent: str | None) -> list[Change]:
-        """What the layer changes of its parent."""
-        with self._tree(layer_id, parent) as tree, self._view_below(layer_id) as below:
+        """The changes that the layer makes to its parent."""
+        self._checked(layer_id, parent)
+        chain = self._chain(layer_id)
+        with (
+            self._below(chain) as lower,
+            self._tree(layer_id, chain, lower) as tree,
+            self._view(layer_id, lower) as below,
+        ):
             return list_changes(tree, below)
 
     def diff_size(self, layer_id: str, parent: str | None) -> int:
@@ -349,27 +422,29 @@ class EngineLayers:
     def _checked(self, layer_id: str, parent: str | None) -> Snapshot:
         snapshot = self._store.get(check_id(layer_id))
         if snapshot.parent != parent:
-            raise UserError(f"Layer {layer_id} was not made on {parent or 'nothing'}: there is no difference to tell.")
+            raise UserError(f"Layer {layer_id} has another parent than {parent or 'none'}: they cannot be compared.")
         return snapshot
 
     @contextlib.contextmanager
-    def _tree(self, layer_id: str, parent: str | None) -> Iterator[UpperTree]:
-        """The layer's own files. They are read through the mounted union where they may be without content."""
-        self._checked(layer_id, parent)
-        chain, diff = self._chain(layer_id), self.directory(layer_id).diff
+    def _tree(self, layer_id: str, chain: _Chain, lower: LayerStack | None = None) -> Iterator[UpperTree]:
+        """The layer's own files. Where files may be without content, they are read through the mounted union."""
+        diff = self.directory(layer_id).diff
         with contextlib.ExitStack() as stack:
             view = diff
             if chain.thin is not None and not chain.is_thin_itself:
-                view = stack.enter_context(self._borrowing(layer_id))
+                view = stack.enter_context(self._borrowing(layer_id, chain, lower))
+            with self._locks.holding(layer_id), mapped_os_errors(f"read layer {layer_id}"):
+                self._settle(layer_id)
             yield stack.enter_context(UpperTree(diff, view, self._union.whiteouts))
 
     @contextlib.contextmanager
-    def _view_below(self, layer_id: str) -> Iterator[Path | None]:
-        chain, below = self._chain(layer_id), self.directory(layer_id).below
-        if not chain.parents and (chain.thin is None or chain.is_thin_itself):
+    def _view(self, layer_id: str, lower: LayerStack | None) -> Iterator[Path | None]:
+        """The layers below a layer, mounted for our own reading; None if there are none."""
+        if lower is None:
             yield None
             return
-        with self._locks.holding(f"{layer_id}/below"), self._lower(chain) as lower:
+        below = self.directory(layer_id).below
+        with self._locks.holding(f"{layer_id}/below"):
             self._union.mount(lower, Place(below))
             try:
                 yield below
@@ -399,7 +474,7 @@ class EngineLayers:
 
 
 class _Locks:
-    """A lock for each name, as long as somebody holds or wants it."""
+    """A lock for each name, kept while a thread holds or wants it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -420,17 +495,12 @@ class _Locks:
                     self._locks[name] = (lock, users - 1)
 
 
-def _is_opaque(directory: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return os.getxattr(directory, OPAQUE) == b"y"
-    return False
-
-
 def _detach(target: Path) -> None:
     linux.umount2(target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
 
 
 def _mount_points(home: Path) -> set[Path]:
     prefix = os.fsencode(home.resolve()) + b"/"
-    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
-    return {home / os.fsdecode(mount.target[len(prefix) :]) for mount in mounts if mount.target.startswith(prefix)}
+    return {
+        home / os.fsdecode(mount.target[len(prefix) :]) for mount in read_mounts() if mount.target.startswith(prefix)
+    }

@@ -1,7 +1,7 @@
 """The records of an engine's snapshots, in SQLite (`snapshots.sql` describes them). Knows no directory and no mount.
 
-A change is there when its call returns, also after kill -9; a loss of power may take back the last ones. Any thread:
-one connection, one lock, and no call takes longer than a statement.
+A change that has returned survives kill -9; a loss of power may undo the last ones. Any thread: one connection, one
+lock, and no call takes longer than a statement.
 """
 
 import contextlib

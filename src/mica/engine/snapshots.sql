@@ -18,7 +18,7 @@ CREATE TABLE snapshot (
 
 CREATE INDEX snapshot_parent ON snapshot (parent);
 
--- What the engine said once and does not repeat: its options.
+-- What holds for all snapshots. union: the kind of union whose signs they have, overlay or aufs.
 CREATE TABLE setting (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL

@@ -1,12 +1,13 @@
-"""Members of a tar archive as bytes: ustar headers, with pax records for what those cannot say. Pure.
+"""Members of a tar archive as bytes: ustar headers, with pax records for values that do not fit into them. Pure.
 
 The same member gives the same bytes. Sources: POSIX.1-2017 "ustar Interchange Format" and "pax Extended Header";
 SCHILY.xattr.* as Go's archive/tar reads it. Read back by `tarstream.py`.
 """
 
 from mica.errors import UserError
-from mica.tarentry import BLOCK_BYTES, BLOCK_MASK, PATH_MAX_BYTES, Kind, TarEntry, quoted
+from mica.tarentry import BLOCK_BYTES, BLOCK_MASK, PATH_MAX_BYTES, Kind, TarEntry
 from mica.tarheader import HEADER
+from mica.texts import quoted
 
 END = bytes(2 * BLOCK_BYTES)
 _FLAGS = {
@@ -23,11 +24,11 @@ _NO_TEXT = b""
 def format_member(entry: TarEntry) -> bytes:
     """The headers of a member; `padding` follows its content. Times are whole seconds, as engines write them.
 
-    Raises UserError for a name that no reader would take.
+    Raises UserError for a name that no reader would accept.
     """
     name = entry.name + b"/" if entry.kind is Kind.DIRECTORY else entry.name
     if len(name) > PATH_MAX_BYTES:
-        raise UserError(f"{quoted(entry.name)} is deeper than an archive can say.")
+        raise UserError(f"{quoted(entry.name)} has a longer path than an archive can hold.")
     records = [*_records(entry, name)]
     header = _header(
         name, entry.link, _FLAGS[entry.kind], entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_s,
@@ -45,7 +46,7 @@ def padding(size: int) -> bytes:
 
 
 def _records(entry: TarEntry, name: bytes) -> list[tuple[bytes, bytes]]:
-    """What does not fit into the header, sorted by key."""
+    """The pax records for values that do not fit into the header, sorted by key."""
     records = [
         (key, b"%d" % value)
         for key, value, limit in (
@@ -92,5 +93,5 @@ def _header(
 
 
 def _octal(value: int, digits: int) -> bytes:
-    """What does not fit is told by a pax record, and here as 0."""
+    """0 for a number that does not fit: a pax record has it."""
     return b"%0*o" % (digits, value if 0 <= value < 8**digits else 0)

@@ -3,22 +3,27 @@
 Any thread; a mount appears in the mount namespace of the calling thread.
 """
 
+import contextlib
 import enum
-import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from mica import linux
+from mica.engine.aufs import MountCall, plan_aufs
+from mica.engine.aufslinks import bring_up_names, forget_pseudo_links
 from mica.engine.whiteouts import AufsWhiteouts, OverlayWhiteouts, Whiteouts
 from mica.errors import UserError
 from mica.files import mapped_os_errors
-from mica.mount.overlay import OverlayOptions, plan_overlay
-from mica.node.stack import LayerStack
+from mica.layers.stack import LayerStack
+from mica.union.overlay import plan_overlay
+from mica.union.plainpaths import pinned
 
-_PAGE_BYTES = 4096
 _FILESYSTEMS = Path("/proc/filesystems")
+# In memory, as other engines have it: AUFS writes to it whenever a file is looked up for the first time.
+_XINO_DIRECTORY = Path("/dev/shm")  # noqa: S108 - the name is random, and AUFS makes it with O_EXCL
 
 
 class UnionKind(enum.StrEnum):
@@ -45,27 +50,36 @@ class Union(Protocol):
     def mount(self, layers: LayerStack, place: Place) -> None:
         """Mount at the target, which exists. Raises UserError with the kernel's own words."""
 
+    def settle(self, target: Path, upper: Path) -> None:
+        """Write to the upper directory what the union would forget when it is unmounted. Raises OSError."""
+
 
 class OverlayUnion:
-    """Ordinary layers get a union without metacopy and redirects, so that its upper directory is what every engine's
-    would be: whole files. Stubs need both."""
+    """Ordinary layers get a union without metacopy and redirects, so that its upper directory has whole files, as with
+    every engine. Stubs need both."""
 
     kind = UnionKind.OVERLAY
     whiteouts: Whiteouts = OverlayWhiteouts()
 
     def mount(self, layers: LayerStack, place: Place) -> None:
-        options = OverlayOptions(layers.data, has_stubs=layers.has_stubs)
-        plan = plan_overlay(layers.lower, place.upper, place.work, place.target, options)
+        plan = plan_overlay(layers.lower, place.upper, place.work, place.target, layers.options())
         if place.label:
             plan = replace(plan, options=(*plan.options, ("context", place.label)))
         plan.mount()
 
+    def settle(self, target: Path, upper: Path) -> None:
+        """Nothing to do: the upper directory has everything at all times."""
+
 
 class AufsUnion:
-    """One branch for each layer, the writable one first (aufs.5). Layers with stubs are not for AUFS."""
+    """One branch for each layer, the writable one first. Layers with stubs are not for AUFS."""
 
     kind = UnionKind.AUFS
     whiteouts: Whiteouts = AufsWhiteouts()
+
+    def __init__(self, call: MountCall = linux.mount, bring_up: Callable[[Path, Path], None] = bring_up_names) -> None:
+        self._call = call
+        self._bring_up = bring_up
 
     def mount(self, layers: LayerStack, place: Place) -> None:
         if layers.has_stubs:
@@ -73,43 +87,24 @@ class AufsUnion:
                 "AUFS cannot join layers of the node, whose files have their content elsewhere.",
                 hint="Use overlayfs, or the mount method external.",
             )
-        options, *more = format_branches(layers.lower, place)
-        with mapped_os_errors(f"mount a union of {len(layers.lower)} layers"):
-            linux.mount("none", place.target, "aufs", data=options)
-            for branches in more:
-                linux.mount("none", place.target, "aufs", flags=linux.MS_REMOUNT, data=branches)
+        # Beside the layers, containers would see it. Two unions must not share one name, not even for a moment.
+        xino = _XINO_DIRECTORY / f"aufs.xino.{secrets.token_hex(8)}"
+        with contextlib.ExitStack() as stack:
+            with mapped_os_errors(f"mount a union of {len(layers.lower)} layers"):
+                lower = pinned(layers.lower, layers.untrusted, stack)
+                if place.upper is not None:
+                    forget_pseudo_links(place.upper)
+            plan_aufs(lower, place.upper, place.target, xino=xino, label=place.label).mount(self._call)
 
-
-def format_branches(lower: Sequence[Path], place: Place) -> list[bytes]:
-    """The option strings of a mount and of the remounts that add what does not fit into one page.
-
-    Raises UserError for a path that AUFS has no way to say.
-    """
-    first = [] if place.upper is None else [_branch(place.upper, b"rw")]
-    branches = [*first, *(_branch(path, b"ro+wh") for path in lower)]
-    # dio: direct I/O, for databases. xino beside the upper layer's file system would be found by the container.
-    strings = [b"dio,xino=/dev/shm/aufs.xino,br:" + branches[0]]
-    for branch in branches[1:]:
-        if len(strings) == 1 and len(strings[0]) + 1 + len(branch) < _PAGE_BYTES:
-            strings[0] += b":" + branch
-        elif len(strings) > 1 and len(strings[-1]) + 8 + len(branch) < _PAGE_BYTES:
-            strings[-1] += b",append:" + branch
-        else:
-            strings.append(b"append:" + branch)
-    return strings
-
-
-def _branch(path: Path, rights: bytes) -> bytes:
-    text = os.fsencode(path)
-    if any(sign in text for sign in b":,="):
-        raise UserError(f"AUFS cannot take a layer at {path}: there is one of ':', ',' and '=' in the path.")
-    return text + b"=" + rights
+    def settle(self, target: Path, upper: Path) -> None:
+        """Brings up the names of one file (`aufslinks.py`)."""
+        self._bring_up(target, upper)
 
 
 def choose_union(wanted: UnionKind | None, known: str | None = None) -> Union:
     """The union that is asked for, else overlayfs, else AUFS. `known` is the text of /proc/filesystems.
 
-    Raises UserError if the kernel has not what is asked for, or neither.
+    Raises UserError if the kernel does not have the wanted one, or has neither.
     """
     text = _FILESYSTEMS.read_text("ascii") if known is None else known
     present = {line.split()[-1] for line in text.splitlines() if line.split()}

@@ -1,9 +1,9 @@
 """From a layer archive to a directory that a union can take as a layer, in one pass. The archive is hostile.
 
 Every name is opened from the directory's descriptor by openat2(2) with RESOLVE_IN_ROOT: wherever links of the archive
-point, the directory is the root, as it is for engines, which unpack in a chroot. What the archive brings twice is
-replaced, as `tar -x` does; an entry beats a whiteout of its name wherever it stands, as in `publish/layertree.py`.
-After an error the directory is of no use and the caller removes it. One thread.
+point, the directory is the root, as in the chroot in which engines unpack. A later entry of a name replaces an earlier
+one, as with `tar -x`; an entry beats a whiteout of its name, whichever comes first, as in `publish/layertree.py`.
+After an error the directory is useless and the caller removes it. One thread.
 """
 
 import contextlib
@@ -11,18 +11,20 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from mica import linux
-from mica.engine.whiteouts import Whiteouts, is_overlay_attribute
+from mica.engine.whiteouts import Whiteouts
 from mica.errors import UserError
-from mica.files import explained_os_error, owned_fd, write_all
-from mica.oci.whiteouts import OPAQUE_MARKER, WHITEOUT_PREFIX
-from mica.publish.layertree import is_aufs, path_parts
-from mica.run.scratch import remove_tree
-from mica.tarstream import DEFAULT_LIMITS, ByteStream, Kind, TarEntry, TarLimits, quoted, read_tar
+from mica.files import explained_os_error, mapped_os_errors, owned_fd, remove_tree, write_all
+from mica.oci.layermembers import engine_time, is_aufs, path_parts
+from mica.streams import Readable
+from mica.tarstream import DEFAULT_LIMITS, Kind, TarEntry, TarLimits, read_tar
+from mica.texts import quoted
+from mica.union.layerview import Steps, TreeLevel, resolve
+from mica.unionsigns import OPAQUE_MARKER, WHITEOUT_PREFIX, is_overlay_attribute, is_whiteout_name
 
 _PIECE_BYTES = 1 << 20
 _ZEROS = bytes(_PIECE_BYTES)
@@ -31,21 +33,25 @@ _HOLE_MIN_BYTES = 1 << 16
 _DIRECTORIES_MAX = 1 << 19
 _AUFS_MAX = 1000
 _IMPLIED_MODE = 0o755
+_IMPLIED_MAX = 10_000
+_STEPS_MAX = 10_000
+"""The most steps on the way to one directory."""
 _TYPES = {Kind.CHARACTER: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
-_INT64_MAX = 2**63 - 1
 
 
 class Unpacked(NamedTuple):
-    """`size_bytes`: of file content, a file of several names once. `has_root`: the archive says what `/` is like."""
+    """`size_bytes`: of file content, a file of several names once. `has_root`: the archive has an entry for `/`.
+    `implied`: directories for which it had neither an entry nor a sign."""
 
     size_bytes: int
     has_root: bool
+    implied: frozenset[bytes]
 
 
 def unpack_layer(
-    stream: ByteStream, target: Path, whiteouts: Whiteouts, *, limits: TarLimits = DEFAULT_LIMITS
+    stream: Readable, target: Path, whiteouts: Whiteouts, *, limits: TarLimits = DEFAULT_LIMITS
 ) -> Unpacked:
-    """Put an archive into an empty directory. Raises UserError for what cannot or must not be unpacked."""
+    """Unpack an archive into an empty directory. Raises UserError for members that cannot or must not be unpacked."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with owned_fd(os.open(target, flags)) as root, contextlib.closing(_Unpacker(root, whiteouts)) as unpacker:
         for entry in read_tar(stream, limits=limits, require_end=False):
@@ -53,8 +59,9 @@ def unpack_layer(
                 unpacker.add(entry)
             except OSError as error:
                 raise explained_os_error(error, f"unpack {quoted(entry.name)}") from error
-        unpacker.finish()
-        return Unpacked(unpacker.size_bytes, unpacker.has_root)
+        with mapped_os_errors("finish unpacking the archive"):
+            unpacker.finish()
+        return Unpacked(unpacker.size_bytes, unpacker.has_root, frozenset(unpacker.implied))
 
 
 class _Unpacker:
@@ -67,6 +74,7 @@ class _Unpacker:
         self._aufs: set[bytes] = set()
         self.size_bytes = 0
         self.has_root = False
+        self.implied: set[bytes] = set()
 
     def close(self) -> None:
         if self._parent >= 0:
@@ -82,6 +90,8 @@ class _Unpacker:
             self._set_root(entry)
             return
         *parents, name = parts
+        if any(map(is_whiteout_name, parents)):
+            raise UserError(f"Archive member {quoted(entry.name)} lies below a whiteout.")
         if is_aufs(parts):
             self._note_aufs(parts)
         directory = self._enter(parents)
@@ -89,7 +99,7 @@ class _Unpacker:
             with owned_fd(self._open(b"/".join(parents) or b".", os.O_RDONLY | os.O_DIRECTORY)) as fd:
                 self._whiteouts.hide_below(fd)
         elif name.startswith(WHITEOUT_PREFIX) and not is_aufs(parts):
-            self._remove(directory, name[len(WHITEOUT_PREFIX) :], entry)
+            self._remove(directory, parents, name[len(WHITEOUT_PREFIX) :], entry)
         else:
             self._put(directory, name, parts, entry)
 
@@ -101,9 +111,9 @@ class _Unpacker:
         self._note_time(b".", entry)
         self.has_root = True
 
-    def _remove(self, directory: int, name: bytes, entry: TarEntry) -> None:
+    def _remove(self, directory: int, parents: list[bytes], name: bytes, entry: TarEntry) -> None:
         if name in {b"", b".", b".."}:
-            raise UserError(f"Archive member {quoted(entry.name)} is a whiteout of nothing.")
+            raise UserError(f"Archive member {quoted(entry.name)} is a whiteout that names no file.")
         before = _status(directory, name)
         if before is None:
             self._whiteouts.remove(directory, name)
@@ -111,15 +121,22 @@ class _Unpacker:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             with owned_fd(os.open(name, flags, dir_fd=directory)) as fd:
                 self._whiteouts.hide_below(fd)
+            self.implied.discard(b"/" + b"/".join([*parents, name]))
 
     def _put(self, directory: int, name: bytes, parts: list[bytes], entry: TarEntry) -> None:
-        if entry.kind is Kind.CHARACTER and entry.device_major == entry.device_minor == 0:
+        if self._whiteouts.signs_are_devices and _is_device_zero(entry):
             raise UserError(
                 f"Archive member {quoted(entry.name)} is a character device 0:0, which overlayfs takes for a deletion.",
-                hint="Layers say deletions with .wh. names.",
+                hint="Layers mark deletions by .wh. names.",
             )
+        if len(name) > self._whiteouts.name_max_bytes:
+            raise UserError(
+                f"Archive member {quoted(entry.name)} has a name of {len(name)} bytes; AUFS can use"
+                f" {self._whiteouts.name_max_bytes}."
+            )
+        was_removed = self._whiteouts.restore(directory, name)
         if entry.kind is Kind.DIRECTORY:
-            self._put_directory(directory, name, parts, entry)
+            self._put_directory(directory, name, parts, entry, hides_below=was_removed)
             return
         if entry.kind is Kind.HARDLINK:
             self._link(directory, name, entry)
@@ -139,20 +156,21 @@ class _Unpacker:
         _set_xattrs(f"/proc/self/fd/{directory}/".encode() + name, entry)
         os.utime(name, ns=_times(entry), dir_fd=directory, follow_symlinks=False)
 
-    def _put_directory(self, directory: int, name: bytes, parts: list[bytes], entry: TarEntry) -> None:
+    def _put_directory(
+        self, directory: int, name: bytes, parts: list[bytes], entry: TarEntry, *, hides_below: bool
+    ) -> None:
         before = _status(directory, name)
         if before is None or not stat.S_ISDIR(before.st_mode):
-            was_removed = before is not None and self._whiteouts.removed_name(name, before) is not None
             self._clear(directory, name)
             os.mkdir(name, 0o700, dir_fd=directory)
-        else:
-            was_removed = False
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         with owned_fd(os.open(name, flags, dir_fd=directory)) as fd:
             _set_attributes(fd, entry)
-            if was_removed:
+            if hides_below:
                 self._whiteouts.hide_below(fd)
-        self._note_time(b"/".join(parts), entry)
+        path = b"/".join(parts)
+        self.implied.discard(b"/" + path)
+        self._note_time(path, entry)
 
     def _put_file(self, directory: int, name: bytes, entry: TarEntry) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -185,11 +203,11 @@ class _Unpacker:
 
     # Directories
 
-    def _open(self, path: bytes, flags: int) -> int:
-        return linux.openat2(self._root, path, flags, resolve=linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS)
+    def _open(self, path: bytes, flags: int, *, resolve: int = linux.RESOLVE_IN_ROOT) -> int:
+        return linux.openat2(self._root, path, flags, resolve=resolve | linux.RESOLVE_NO_MAGICLINKS)
 
     def _enter(self, parents: list[bytes]) -> int:
-        """The directory of a member, made where the archive has not brought it (yet)."""
+        """The directory of a member, made if the archive has not brought it (yet)."""
         if parents != self._parents:
             self.close()
             self._parent = self._open_or_make(parents)
@@ -209,32 +227,50 @@ class _Unpacker:
                     continue
                 if error.errno != errno.ENOENT or not parts:
                     raise
+            if not missing and (real := self._real(parts)) != parts:
+                return self._open_or_make(real)
             *parts, last = parts
             missing.append(last)
+        path = b"".join(b"/" + part for part in parts)
         for name in reversed(missing):
+            path += b"/" + name
             try:
-                os.mkdir(name, _IMPLIED_MODE, dir_fd=fd)
-                os.chmod(name, _IMPLIED_MODE, dir_fd=fd)
-                inner = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                hides_below = self._whiteouts.restore(fd, name)
+                inner = self._make_implied(fd, name, hides_below=hides_below)
             finally:
                 os.close(fd)
             fd = inner
+            if not hides_below and len(self.implied) < _IMPLIED_MAX:
+                self.implied.add(path)
+        return fd
+
+    def _real(self, parts: list[bytes]) -> list[bytes]:
+        """The same path with the archive's links resolved; some may lead to directories of lower layers only."""
+        level = TreeLevel(b"/proc/self/fd/%d/." % self._root, Steps(_STEPS_MAX))
+        return path_parts(resolve((level,), b"/" + b"/".join(parts)))
+
+    def _make_implied(self, directory: int, name: bytes, *, hides_below: bool) -> int:
+        os.mkdir(name, _IMPLIED_MODE, dir_fd=directory)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=directory)
+        try:
+            os.fchmod(fd, _IMPLIED_MODE)
+            if hides_below:
+                self._whiteouts.hide_below(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def _unhide(self, parts: list[bytes]) -> bool:
-        """A whiteout where now a directory is wanted becomes one that hides what is below."""
+        """If there is a whiteout where a directory is needed, make an opaque directory of it."""
         for depth in range(1, len(parts) + 1):
             with owned_fd(self._open(b"/".join(parts[: depth - 1]) or b".", os.O_PATH | os.O_DIRECTORY)) as fd:
                 name = parts[depth - 1]
-                status = _status(fd, name)
-                if status is not None and self._whiteouts.removed_name(name, status) is not None:
-                    self._clear(fd, name)
-                    os.mkdir(name, _IMPLIED_MODE, dir_fd=fd)
-                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                    with owned_fd(os.open(name, flags, dir_fd=fd)) as made:
-                        os.fchmod(made, _IMPLIED_MODE)
-                        self._whiteouts.hide_below(made)
+                if self._whiteouts.restore(fd, name):
+                    os.close(self._make_implied(fd, name, hides_below=True))
                     return True
+                status = _status(fd, name)
                 if status is None or not (stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                     return False
         return False
@@ -246,12 +282,12 @@ class _Unpacker:
         except FileNotFoundError:
             pass
         except IsADirectoryError:
-            # A name of its own: what is being removed cannot be entered by way of a later member.
+            # Under another name, so that no later member can reach the directory that is being removed.
             doomed = f".wh..wh.{secrets.token_hex(8)}"
             os.rename(name, doomed, src_dir_fd=directory, dst_dir_fd=self._root)
             remove_tree(Path(f"/proc/self/fd/{self._root}/{doomed}"))
 
-    # Hindsight
+    # After the last member
 
     def _note_time(self, path: bytes, entry: TarEntry) -> None:
         if len(self._times) >= _DIRECTORIES_MAX:
@@ -267,18 +303,42 @@ class _Unpacker:
             raise UserError("The archive has too many files of AUFS's own.")
 
     def finish(self) -> None:
-        """Drop AUFS's own files, which hard links could name until now, and set the times of directories."""
+        """Remove AUFS's own files, which hard links could name until now, set the times of directories, and forget the
+        implied directories that were replaced."""
         self.close()
         for path in self._aufs:
             parent, _, name = path.rpartition(b"/")
-            with owned_fd(self._open(parent or b".", os.O_PATH | os.O_DIRECTORY)) as fd:
-                self._clear(fd, name)
+            with self._still_there(parent or b".", os.O_PATH | os.O_DIRECTORY) as directory:
+                if directory is not None:
+                    self._clear(directory, name)
         for path, time_ns in self._times.items():
-            # It may have been replaced by something else since.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                with owned_fd(self._open(path, flags)) as fd:
+            with self._still_there(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
+                if fd is not None:
                     os.utime(fd, ns=(time_ns, time_ns))
+        self.implied = {path for path in self.implied if self._is_directory(path[1:])}
+
+    def _is_directory(self, path: bytes) -> bool:
+        """Whether there is one in this place itself, by way of no link."""
+        resolve = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
+        with self._still_there(path, os.O_PATH | os.O_DIRECTORY, resolve=resolve) as fd:
+            return fd is not None
+
+    @contextlib.contextmanager
+    def _still_there(self, path: bytes, flags: int, *, resolve: int = linux.RESOLVE_IN_ROOT) -> Iterator[int | None]:
+        """A directory, unless something else has replaced it since, even a link to itself."""
+        try:
+            fd = self._open(path, flags, resolve=resolve)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                raise
+            yield None
+            return
+        with owned_fd(fd):
+            yield fd
+
+
+def _is_device_zero(entry: TarEntry) -> bool:
+    return entry.kind is Kind.CHARACTER and entry.device_major == entry.device_minor == 0
 
 
 def _status(directory: int, name: bytes) -> os.stat_result | None:
@@ -324,13 +384,13 @@ def _set_xattrs(where: int | bytes, entry: TarEntry) -> None:
         try:
             setxattr(key, value)
         except OSError as error:
-            # What this file system has no place for, as engines do; user.* is not for links and devices (xattr(7)).
+            # Attributes that this file system cannot hold are left out, as by engines; links and devices have no user.*
+            # (xattr(7)).
             if error.errno not in {errno.EOPNOTSUPP, errno.EPERM}:
                 raise
 
 
 def _times(entry: TarEntry) -> tuple[int, int]:
-    time_ns = entry.mtime_s * 1_000_000_000 + entry.mtime_ns
-    if not -_INT64_MAX <= time_ns <= _INT64_MAX:
-        raise UserError(f"Archive member {quoted(entry.name)} has an absurd mtime.")
+    seconds, nanoseconds = engine_time(entry)
+    time_ns = seconds * 1_000_000_000 + nanoseconds
     return time_ns, time_ns

@@ -1,4 +1,4 @@
-"""What becomes of a new layer on a thin image: it stays on this node, or goes to a portal that makes it thin too."""
+"""A new layer on a thin image: it stays on this host, or is uploaded to a portal that makes it thin too."""
 
 import enum
 from typing import Protocol
@@ -15,16 +15,16 @@ class CommitMode(enum.StrEnum):
 
 class LayerUpload(Protocol):
     def begin(self, layer_id: str) -> None:
-        """Called before the layer's archive is given out. Raises MicaError if it cannot go where it has to."""
+        """Called before the layer's archive is given out. Raises MicaError if the layer cannot be uploaded."""
 
 
 class LocalOnly:
     def begin(self, layer_id: str) -> None:
-        """Nothing goes anywhere."""
+        """Nothing to do: the layer stays here."""
 
 
 class MissingPortal:
-    """For hosts that are told to upload and not where to."""
+    """For hosts that are configured to upload, but without a portal."""
 
     def begin(self, layer_id: str) -> None:
         raise UserError(

@@ -1,16 +1,20 @@
 """Whether this host lets us make control groups, and the removal of ours where runc could not do it.
 
-We set no limits; what a group is for here is the device filter. Called by `mica.run`. Any thread.
+We set no limits; a group is here for the device filter only. Called by `mica.run`. Any thread.
 """
 
 import contextlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mica.mountinfo import Mount, read_mounts
+
 _NAME: Final = re.compile(r"mica-[0-9a-f]{16}")
+_VERSIONS: Final = {b"cgroup": 1, b"cgroup2": 2}
 _TRIES: Final = 40  # of 25 ms: killed processes leave their group within a few ms
 
 
@@ -25,8 +29,8 @@ class Hierarchy(NamedTuple):
 def has_usable_cgroups(hierarchies: list[Hierarchy]) -> bool:
     """Whether runc can make a group with a device filter.
 
-    It makes one in every hierarchy and gives up at the first that it cannot write to. Inside other containers some
-    are read-only; then we go without any.
+    runc makes one in every hierarchy and fails at the first that it cannot write to. Inside other containers some are
+    read-only; then the container runs without a group.
     """
     if not all(os.access(hierarchy.path, os.W_OK) for hierarchy in hierarchies):
         return False
@@ -34,27 +38,22 @@ def has_usable_cgroups(hierarchies: list[Hierarchy]) -> bool:
     return any("devices" in hierarchy.options.split(",") for hierarchy in old) if old else bool(hierarchies)
 
 
-def parse_hierarchies(mountinfo: str) -> list[Hierarchy]:
-    """Find the cgroup mounts in /proc/self/mountinfo (proc(5))."""
-    found = []
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, (fstype, *_, options) = before.split(" "), after.split(" ")
-        if fstype in {"cgroup", "cgroup2"}:
-            found.append(Hierarchy(Path(_unescape(fields[4])), 2 if fstype == "cgroup2" else 1, options))
-    return found
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def hierarchies_among(mounts: Iterable[Mount]) -> list[Hierarchy]:
+    """The cgroup file systems among what is mounted."""
+    return [
+        Hierarchy(Path(os.fsdecode(mount.target)), _VERSIONS[mount.fstype], os.fsdecode(mount.super_options))
+        for mount in mounts
+        if mount.fstype in _VERSIONS
+    ]
 
 
 def read_hierarchies() -> list[Hierarchy]:
-    return parse_hierarchies(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    return hierarchies_among(read_mounts())
 
 
 def remove_cgroup(name: str) -> None:
-    """Remove our group from all hierarchies; rmdir(2) takes only empty ones. What is still busy in the end stays."""
+    """Remove our group from all hierarchies; rmdir(2) takes only empty ones. A group that is still busy at the end
+    stays."""
     if not _NAME.fullmatch(name):
         return
     for hierarchy in read_hierarchies():

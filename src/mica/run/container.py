@@ -1,8 +1,8 @@
 """From mounted layers and an image config to a finished container.
 
 It decides nothing about images: the layers are mounted already, and stay so until it returns. Called by the command
-line, in a process that does nothing else; for threads see `runc.py`. Everything a run makes is removed when it ends,
-and what a killed runner leaves by the next run (`scratch.py`).
+line, in a process that does nothing else; for threads see `runc.py`. A run removes everything that it made when it
+ends; the next run removes what a killed runner left (`scratch.py`).
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from typing import Final
 
 from mica import linux
 from mica.errors import UsageError, UserError
-from mica.files import locked, mapped_os_errors
-from mica.mount.overlay import OverlayOptions, OverlayPlan, open_overlay, plan_overlay
+from mica.files import locked, mapped_os_errors, remove_tree
 from mica.run.cgroups import has_usable_cgroups, read_hierarchies
 from mica.run.request import RunOptions, RunRequest, Volume, check_hostname, check_name, plan_process
 from mica.run.runc import Bundle, blocked_signals, run_bundle
-from mica.run.scratch import RunDirectory, open_run_directory, remove_tree, sweep
+from mica.run.scratch import RunDirectory, open_run_directory, sweep
 from mica.run.spec import SpecOptions, format_spec
 from mica.run.user import resolve_user
+from mica.union.overlay import OverlayPlan, open_overlay, plan_overlay
 
 _LOCAL_HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
@@ -40,7 +40,7 @@ def run_container(request: RunRequest, *, root: Path, runc: str = "runc") -> int
     _check(request.options)
     enter_private_mounts()
     sweep(root)
-    with blocked_signals(), open_run_directory(root, request.options.name) as directory:
+    with blocked_signals(), open_run_directory(root, request.options.name, request.record) as directory:
         return _run_in(directory, request, program)
 
 
@@ -83,8 +83,8 @@ _private: set[int] = set()  # inode numbers of the mount namespaces that this pr
 def enter_private_mounts() -> None:
     """Give the calling thread a mount namespace of its own, unless it is in one already.
 
-    The host's mounts still appear in it, ours never on the host, and the kernel removes them with the last process.
-    Whoever mounts layers for a run calls this first: mounts that were made outside can be undone only there.
+    The host's mounts still appear in it, ours never on the host, and the kernel removes ours with the last process.
+    Code that mounts layers for a run calls this first: mounts that were made outside can be undone only there.
     """
     with mapped_os_errors("make a private mount namespace"):
         if os.stat("/proc/thread-self/ns/mnt").st_ino in _private:
@@ -109,13 +109,13 @@ def _check(options: RunOptions) -> None:
     if options.hostname is not None:
         check_hostname(options.hostname)
     if options.tty and not os.isatty(0):
-        raise UsageError("A terminal was asked for, but standard input is none.", hint="Leave out -t.")
+        raise UsageError("-t needs a terminal, but standard input is not one.", hint="Leave out -t.")
     for volume in options.volumes:
         _check_volume(volume)
 
 
 def _check_volume(volume: Volume) -> None:
-    # Docker makes a directory, owned by root, and the typing error shows much later.
+    # Docker makes a directory, owned by root, so a typing error shows much later. Here it is an error at once.
     if not volume.source.exists():
         raise UserError(f"The volume's source {volume.source} does not exist.", hint="Make it first.")
 
@@ -130,7 +130,7 @@ def _open_union(directory: RunDirectory, request: RunRequest, *, nodev: bool) ->
             rootfs.mkdir()
             _make_scratch(base, request.layers.lower)
         layers = request.layers
-        options = OverlayOptions(layers.data, has_stubs=layers.has_stubs, volatile=keep is None, nodev=nodev)
+        options = layers.options(volatile=keep is None, nodev=nodev)
         plan = plan_overlay(layers.lower, base / "upper", base / "work", rootfs, options)
         yield stack.enter_context(_open_explained(plan, base))
 
@@ -138,7 +138,9 @@ def _open_union(directory: RunDirectory, request: RunRequest, *, nodev: bool) ->
 @contextlib.contextmanager
 def _open_explained(plan: OverlayPlan, base: Path) -> Iterator[Path]:
     if linux.filesystem_type(base) == linux.OVERLAYFS_SUPER_MAGIC:
-        raise UserError(f"The scratch layer cannot be in {base}: overlayfs on overlayfs.", hint="Choose another root.")
+        raise UserError(
+            f"The scratch layer cannot be in {base}, which is on overlayfs itself.", hint="Choose another root."
+        )
     with open_overlay(plan) as rootfs:
         yield rootfs
 
@@ -169,7 +171,7 @@ def _make_scratch(base: Path, layers: tuple[Path, ...]) -> None:
 
 
 def _write_files(directory: Path, hostname: str, options: RunOptions) -> tuple[tuple[Path, str], ...]:
-    """/etc/hosts and its kin: copies, so that a container that edits them edits its own."""
+    """/etc/hosts and similar files: copies, so that a container edits only its own."""
     hosts = _read_host_file("/etc/hosts") if options.network == "host" else _LOCAL_HOSTS
     contents = {"hosts": hosts, "hostname": f"{hostname}\n", "resolv.conf": _read_host_file("/etc/resolv.conf")}
     with mapped_os_errors("write the container's /etc files"):

@@ -1,4 +1,4 @@
-"""Which content of an image a program starts from: asked once the union is mounted, before the program exists.
+"""Which content of an image holds the program to start: looked up when the union is mounted, before it starts.
 
 The tree comes from a hostile image and does not change meanwhile; the kernel keeps every link inside (openat2(2)).
 """
@@ -14,8 +14,7 @@ from mica.errors import UserError
 from mica.files import owned_fd
 from mica.repo.localname import LocalName
 from mica.run.request import PATH, Process
-
-_REDIRECT = "trusted.overlay.redirect"
+from mica.unionsigns import REDIRECT
 
 
 def program_content(rootfs: Path, process: Process, lower: Sequence[Path]) -> LocalName:
@@ -25,16 +24,16 @@ def program_content(rootfs: Path, process: Process, lower: Sequence[Path]) -> Lo
         if relative is not None:
             for layer in lower:
                 with contextlib.suppress(OSError, ValueError):
-                    redirect = os.getxattr(layer / relative, _REDIRECT, follow_symlinks=False)
-                    return LocalName.parse(redirect.decode("ascii").removeprefix("/"))
+                    redirect = os.getxattr(layer / relative, REDIRECT, follow_symlinks=False)
+                    return LocalName.parse_redirect(redirect)
     raise UserError(
-        f"{process.args[0]} is not one of the image's programs whose content is fetched.",
-        hint="Scripts are traced by the name of their interpreter.",
+        f"{process.args[0]} cannot be traced: it is not a file of one of the image's layers.",
+        hint="To trace a script, give its interpreter as the command.",
     )
 
 
 def _candidates(process: Process) -> Iterator[str]:
-    """Where execvpe(3) looks."""
+    """The paths that execvpe(3) tries."""
     name = process.args[0]
     if "/" in name:
         yield os.path.join(process.cwd, name)

@@ -1,4 +1,4 @@
-"""What is asked of a run: the image's config, the user's options, and how the two combine into a process.
+"""The request for a run: the image's config, the user's options, and how the two combine into a process.
 
 Pure: no file, no environment (the command line hands over what it read). The config comes from a hostile image, so
 every value is checked for its type before it is used. Combination rules are those of `docker run`. Any thread.
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mica.errors import UsageError, UserError
-from mica.node.stack import LayerStack
+from mica.layers.stack import LayerStack
+from mica.run.runrecords import NO_RECORD, RunRecord
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Network = Literal["host", "none"]
@@ -32,12 +33,12 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What `mica run` was told beside the image.
+    """The options of `mica run` beside the image.
 
     command: replaces the image's Cmd; empty means Cmd.
     entrypoint: replaces the image's Entrypoint and drops its Cmd; "" means none.
     env: `K=V`, later ones win; the command line has resolved `K` alone with `resolve_env`.
-    tty: a terminal of its own; implies interactive, for a terminal that cannot be typed at stops nobody.
+    tty: a terminal of its own; implies interactive, so that keys typed at the terminal can stop the program.
     interactive: pass standard input on, which is empty otherwise.
     network: `host` shares the host's network, `none` has a loopback interface only.
     keep: a directory for the writable layer (`upper`), which otherwise lies in the runtime root and is removed at
@@ -62,7 +63,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A program with its surroundings, as the image and the user together want it; `user` is not resolved yet."""
+    """A program with its environment, as image and options together define it; `user` is not resolved yet."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -74,16 +75,17 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """Mounted layers, and what to do with them. `config` is the `config` object of the OCI image config, unchecked.
-    `opened` is called with the container's root directory before the program starts."""
+    `opened` is called with the container's root directory before the program starts; `record` is for `mica status`."""
 
     layers: LayerStack
     config: Mapping[str, Any] = field(default_factory=dict)
     options: RunOptions = RunOptions()
     opened: Callable[[Path, Process], None] | None = None
+    record: RunRecord = NO_RECORD
 
 
 def plan_process(config: Mapping[str, Any], options: RunOptions, *, hostname: str) -> Process:
-    """Combine config and options. Raises UserError if there is nothing to run or a value is not what it must be."""
+    """Combine config and options. Raises UserError if there is nothing to run or a value has the wrong type."""
     return Process(
         args=_args(config, options),
         env=_env(config, options, hostname),
@@ -95,8 +97,8 @@ def plan_process(config: Mapping[str, Any], options: RunOptions, *, hostname: st
 
 def _args(config: Mapping[str, Any], options: RunOptions) -> tuple[str, ...]:
     if options.entrypoint is None:
-        entrypoint = _strings(config, "Entrypoint")
-        command = options.command or _strings(config, "Cmd")
+        entrypoint = _words(config, "Entrypoint")
+        command = options.command or _words(config, "Cmd")
     else:
         entrypoint = (options.entrypoint,) if options.entrypoint else ()
         command = options.command
@@ -138,6 +140,14 @@ def _strings(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _words(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A command. Old builders wrote one text; like Docker we take it as a single word."""
+    value = config.get(key)
+    if isinstance(value, str):
+        return (value,) if value else ()
+    return _strings(config, key)
+
+
 def _without_nul(items: Sequence[str], what: str) -> tuple[str, ...]:
     if any("\0" in item for item in items):
         raise UserError(f"{what} has a zero byte in it.")
@@ -149,7 +159,7 @@ def _normal(path: str) -> str:
 
 
 def _absolute(path: str, what: str) -> str:
-    """A normalised path in the container; with `..` it might mean two things, before and after links are followed."""
+    """A normalised path in the container, without `..`, whose meaning depends on whether links are followed first."""
     if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
         raise UsageError(f"The {what} {path!r} must be an absolute path in the container without '..'.")
     return _normal(path)

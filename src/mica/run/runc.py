@@ -1,15 +1,15 @@
-"""One `runc run`, supervised: signals, standard error, terminal, exit code, and death together with us.
+"""One `runc run`, supervised: signals, standard error, terminal and exit code; the container ends when we do.
 
     runner ── pid namespace ─┐
                              └─ runc (process 1 there) ── container (pid namespace inside, process 1 there)
 
 runc does not pass a parent's death on to its container. Therefore runc is made process 1 of a pid namespace of its
-own, with SIGKILL as its parent death signal: when the runner ends in whatever way, the kernel kills runc, and with a
-namespace's process 1 all that lives in it and below. What a killed runner leaves is its directory, its control group
-(`scratch.sweep`) and, with a terminal of the container's own, a terminal in raw mode (`reset` helps).
+own, with SIGKILL as its parent death signal. When the runner ends in whatever way, the kernel kills runc; and when a
+namespace's process 1 ends, the kernel kills everything in it and below. A killed runner leaves its directory, its
+control group (`scratch.sweep`) and, if the container has a terminal of its own, a terminal in raw mode (`reset` helps).
 
 runc writes its own errors to the same standard error as the container's program. It is read here and held back until
-runc has written the pid file, that is until the program runs: what came before was runc's, and becomes a sentence.
+runc has written the pid file, that is until the program runs. Text from before is runc's and becomes one message.
 
 Thread rule: call from the main thread, and with no other thread that takes signals; the parent death signal is bound
 to the calling thread, and signals are waited for instead of handled.
@@ -97,7 +97,7 @@ class Bundle:
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Let no signal interrupt the block: what comes meanwhile waits for `run_bundle`, or for the end of the block."""
+    """Let no signal interrupt the block: a signal waits for `run_bundle`, or for the end of the block."""
     # SIGTTOU: giving the terminal its modes back from the background would stop us.
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD, signal.SIGTTOU})
     try:
@@ -140,7 +140,7 @@ def _start(bundle: Bundle, stderr: int, alive: int, alive_write: int) -> int:
                 _become_runc(bundle, stderr, alive, alive_write, problems_write)
         finally:
             os.close(problems_write)
-        # Ends without a word when the descriptor closes with a successful execve.
+        # A successful execve closes the descriptor: then there is nothing to read.
         problem = os.read(problems, 4096)
     if problem:
         os.waitpid(pid, 0)
@@ -165,7 +165,7 @@ def _become_runc(bundle: Bundle, stderr: int, alive: int, alive_write: int, prob
         linux.set_parent_death_signal(signal.SIGKILL)
         if select.select([alive], [], [], 0)[0]:  # end of file: the runner died before the line above
             os._exit(125)
-        # runc looks itself up in /proc, which must be that of the new namespace, for nobody but runc.
+        # runc looks itself up in /proc: it needs the /proc of the new namespace, which nobody else may see.
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount("proc", "/proc", "proc", flags=linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         if not bundle.tty:
@@ -176,7 +176,7 @@ def _become_runc(bundle: Bundle, stderr: int, alive: int, alive_write: int, prob
         os.dup2(stderr, 2)
         for name in os.listdir("/proc/self/fd"):
             if int(name) > 2:
-                with contextlib.suppress(OSError):  # that of listdir itself
+                with contextlib.suppress(OSError):  # the descriptor of listdir itself, closed already
                     os.set_inheritable(int(name), False)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
             signal.signal(number, signal.SIG_DFL)
@@ -204,7 +204,7 @@ def _supervise(pid: int, bundle: Bundle, gate: "_ErrorGate") -> int:
             continue  # from the terminal, to the whole process group: runc has it already
         asked += number in _ENDING
         if asked >= _PATIENCE or (number in _ENDING and not bundle.pid_path.exists()):
-            # runc has the signal only once it listens; before, a program that is to end need not be started.
+            # runc handles the signal only after it has set its handlers. Before that, the program need not be started.
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return 128 + (signal.SIGKILL if asked >= _PATIENCE else number)
@@ -225,7 +225,7 @@ class _ErrorGate(threading.Thread):
 
     def run(self) -> None:
         while True:
-            # The file appears a moment after the program may have written its first words.
+            # The program may have written its first words a moment before the pid file appears.
             timeout_s = 0.01 if self._held else None
             if select.select([self._source], [], [], timeout_s)[0]:
                 data = os.read(self._source, 65536)
@@ -235,7 +235,7 @@ class _ErrorGate(threading.Thread):
             if self._may_pass():
                 self.flush()
         self.has_ended = True
-        # Wakes `_supervise` also where another thread of the process swallowed the kernel's SIGCHLD.
+        # Wakes `_supervise` even if another thread of the process took the kernel's SIGCHLD.
         signal.pthread_kill(self._owner, signal.SIGCHLD)
 
     def _may_pass(self) -> bool:
@@ -250,7 +250,7 @@ class _ErrorGate(threading.Thread):
 
 @contextlib.contextmanager
 def _kept_terminal_modes() -> Iterator[None]:
-    """Raw mode is set and put back by runc, unless it is killed."""
+    """Raw mode is set and undone by runc; if runc is killed, the old modes are put back here."""
     modes = termios.tcgetattr(0)
     try:
         yield
@@ -263,7 +263,7 @@ def _read_reason(log_path: Path) -> str:
     """The last error of runc's log."""
     try:
         with log_path.open("rb") as file:
-            lines = file.read(_LOG_MAX_BYTES).splitlines()
+            lines = file.read(_LOG_MAX_BYTES).split(b"\n")
     except OSError as error:
         if error.errno == errno.ENOENT:
             return ""
@@ -277,7 +277,7 @@ def _read_reason(log_path: Path) -> str:
 
 
 def explain_failure(reason: str) -> StartError:
-    """One sentence, and Docker's exit code, for what runc says."""
+    """One message, and Docker's exit code, for the text of runc."""
     if match := _EXEC_ERROR.search(reason):
         program = re.sub(r"\\(.)", r"\1", match["program"])
         why = match["reason"].strip().removeprefix(f"stat {program}: ")

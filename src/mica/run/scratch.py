@@ -2,6 +2,7 @@
 
     ROOT/.lock              held while a directory is made or taken over; never for long
     ROOT/<name>/            one run; its flock(2) is held by the runner for as long as it lives
+        run.json            what runs there, for `mica status` (`runrecords.py`)
         cgroup              name of its control group
         config.json etc/    the bundle for runc
         rootfs/             mount point of the union, in the runner's mount namespace only
@@ -9,25 +10,26 @@
         runc/ runc.log pid  runc's own state
     ROOT/.dead-<hex>/       a dead run while it is being removed
 
-A killed runner leaves no mount (its mount namespace is gone) and no process (see `runc.py`), but its directory and
-control group; `sweep` removes them at the next start. The lock is the kernel's, so a run is dead exactly when nobody
-holds it, whatever process ids say. Any thread.
+A killed runner leaves no mount (its mount namespace is gone) and no process (see `runc.py`), only its directory and its
+empty control group. No process of ours outlives it to remove them: `sweep` does so at the next `mica run`, `mica node`
+or `mica doctor` with the same state directory, and `mica status` names them until then. The kernel releases the lock,
+so a run is dead exactly when nobody holds it, whatever process ids say. Any thread.
 """
 
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mica.errors import TemporaryError
-from mica.files import mapped_os_errors, owned_fd
+from mica.files import mapped_os_errors, owned_fd, remove_tree
 from mica.run.cgroups import remove_cgroup
+from mica.run.runrecords import NO_RECORD, RECORD, RunRecord, format_record
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -43,8 +45,8 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def open_run_directory(root: Path, name: str | None) -> Iterator[RunDirectory]:
-    """A locked directory for one run, removed with its control group at the end.
+def open_run_directory(root: Path, name: str | None, record: RunRecord = NO_RECORD) -> Iterator[RunDirectory]:
+    """A locked directory for one run, removed with its control group at the end. `record` gets our process id.
 
     Raises TemporaryError if a container of that name is running.
     """
@@ -62,11 +64,12 @@ def open_run_directory(root: Path, name: str | None) -> Iterator[RunDirectory]:
                 fd = stack.enter_context(owned_fd(os.open(directory.path, _DIRECTORY)))
                 fcntl.flock(fd, fcntl.LOCK_EX)
             (directory.path / "cgroup").write_text(directory.cgroup, encoding="ascii")
+            (directory.path / RECORD).write_text(format_record(replace(record, pid=os.getpid())), encoding="ascii")
         yield directory
 
 
 def sweep(root: Path) -> list[str]:
-    """Remove what dead runs left, and return their names. What cannot be removed now stays for the next time."""
+    """Remove what dead runs left, and return their names. The next sweep tries again what cannot be removed now."""
     if not root.is_dir():
         return []
     names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink()]
@@ -104,47 +107,9 @@ def _remove(path: Path) -> None:
         try:
             remove_tree(path)
         except OSError as error:
-            # Processes of a killed container may make files for some milliseconds more.
+            # Processes of a killed container may still make files for some milliseconds.
             if error.errno not in {errno.ENOTEMPTY, errno.EBUSY} or attempt == 3:
                 raise
             time.sleep(0.05)
         else:
             return
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory that a hostile program filled: any depth, any names, two descriptors, no recursion.
-
-    `shutil.rmtree` recurses once per level. Here the inner directories are moved up until nothing is deep any more;
-    their names in the top directory are ours, so none can collide with one that the program chose.
-    """
-    with owned_fd(os.open(path, _DIRECTORY)) as top:
-        names = (f".up-{secrets.token_hex(8)}-{number}" for number in itertools.count())
-        while directories := _remove_files(top):
-            for directory in directories:
-                _empty_into(top, directory, names)
-                os.rmdir(directory, dir_fd=top)
-    path.rmdir()
-
-
-def _remove_files(fd: int) -> list[str]:
-    """Unlink all that is not a directory and return the directories."""
-    directories = []
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-            else:
-                os.unlink(entry.name, dir_fd=fd)
-    return directories
-
-
-def _empty_into(top: int, directory: str, names: Iterator[str]) -> None:
-    with owned_fd(os.open(directory, _DIRECTORY, dir_fd=top)) as fd:
-        for inner in _remove_files(fd):
-            try:
-                os.rmdir(inner, dir_fd=fd)
-            except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
-                    raise
-                os.rename(inner, next(names), src_dir_fd=fd, dst_dir_fd=top)

@@ -1,9 +1,9 @@
-"""The system calls that a container does not get: a short list of what is dangerous, not a long one of what is not.
+"""The system calls that a container does not get: a short list of dangerous calls, not a long list of harmless ones.
 
-Docker's profile allows some 350 calls by name and has to grow with every kernel and C library; programs that it does
-not know yet fail in odd ways. Here all is allowed but what reaches past the container. Two groups: calls that need no
-capability, where this list is the only barrier, and calls behind a capability that we do not give anyway, as a second
-barrier. What Docker forbids beyond that is either harmless within namespaces or refused for lack of a capability.
+Docker's profile allows some 350 calls by name and has to grow with every kernel and C library; programs that use newer
+calls fail in odd ways. Here all calls are allowed except those that reach outside the container. Two groups: calls that
+need no capability, where this list is the only barrier, and calls behind a capability that we do not give anyway, as a
+second barrier. Other calls that Docker forbids are harmless within namespaces or refused for lack of a capability.
 Pure.
 """
 
@@ -49,7 +49,7 @@ def format_seccomp(machine: str) -> dict[str, Any]:
             # In a user namespace of its own a program has all capabilities over namespaced parts of the kernel.
             _denied(["unshare"], _has_bits(0, _CLONE_NEWUSER)),
             _denied(["clone"], _has_bits(1 if machine == "s390x" else 0, _CLONE_NEWUSER)),
-            # Its flags lie in memory, where a filter cannot look: C libraries go back to clone on ENOSYS.
+            # clone3's flags lie in memory, which a filter cannot read. On ENOSYS C libraries use clone instead.
             _denied(["clone3"], errno=_ENOSYS),
             # Virtual machine sockets are in no namespace and lead to the hypervisor.
             _denied(["socket"], {"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_EQ"}),

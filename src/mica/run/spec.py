@@ -29,7 +29,7 @@ _READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/s
 
 @dataclass(frozen=True, slots=True)
 class SpecOptions:
-    """Everything that is decided before the container exists.
+    """All that is decided before the container exists.
 
     rootfs: the mounted union.
     files: host files shown at a path of the container, writable there (/etc/hosts and such; copies, never the host's).
@@ -79,7 +79,7 @@ def _process(options: SpecOptions) -> dict[str, Any]:
 def _capabilities(options: SpecOptions) -> dict[str, list[str]]:
     granted = [name for name in CAPABILITIES if options.cgroup is not None or name != "CAP_MKNOD"]
     if options.user.uid != 0:
-        # What execve(2) makes of them for a user that is not root; a set-user-id program gets them back.
+        # As execve(2) leaves them for a user that is not root; a set-user-id program gets them back.
         return {"bounding": granted}
     return {"bounding": granted, "effective": granted, "permitted": granted}
 
@@ -112,7 +112,7 @@ def _file_mounts(options: SpecOptions) -> list[dict[str, Any]]:
 
 
 def _volume_mounts(options: SpecOptions) -> list[dict[str, Any]]:
-    """Outer ones first, or they would hide the inner ones."""
+    """Outer mounts first, or they would hide the inner ones."""
     return [
         # rro: also the mounts below the source are read-only (Linux 5.12).
         _mount(

@@ -1,4 +1,4 @@
-"""Who a container's program runs as: a user string against the container's own /etc/passwd and /etc/group.
+"""The user that a container's program runs as, looked up in the container's own /etc/passwd and /etc/group.
 
 Both files come from a hostile image: any link in them stays inside the root, only regular files of bounded size are
 read, and nothing is opened before it is known to be one (opening a fifo blocks, opening a device acts).
@@ -62,14 +62,15 @@ def resolve_user(root: Path, text: str) -> User:
 
 
 def find_user(text: str, passwd: tuple[PasswdEntry, ...], groups: tuple[GroupEntry, ...]) -> User:
-    """Apply the rules to parsed files. A number is always an id, also where a name of the same digits exists."""
+    """Apply the rules to parsed files. A number is always an id, even if a name has the same digits."""
     name, _, group = text.partition(":")
     entry = _find_entry(name or "0", passwd)
     uid = entry.uid if entry else _parse_id(name or "0", f"user {name}", "/etc/passwd")
     home = entry.home if entry and entry.home.startswith("/") else "/"
     if group:
         gid = _find_gid(group, groups)
-        # Without the primary group among them, a file that denies it by its group bits would open: CVE-2022-36109.
+        # The primary group is among them: otherwise a file whose group bits deny access to that group would open
+        # (CVE-2022-36109).
         return User(uid, gid, (gid,), home)
     gid = entry.gid if entry else 0
     others = (item.gid for item in groups if entry and entry.name in item.members)
@@ -96,7 +97,7 @@ def _parse_id(text: str, what: str, file: str) -> int:
 
 
 def parse_passwd(data: bytes) -> tuple[PasswdEntry, ...]:
-    """Lines that are not entries are left out, as the C library does."""
+    """Malformed lines are left out, as the C library does."""
     return tuple(
         PasswdEntry(fields[0], int(fields[2]), int(fields[3]), fields[5])
         for fields in _entries(data, 7)
@@ -124,7 +125,7 @@ def _entries(data: bytes, count: int) -> Iterator[list[str]]:
 
 
 def read_inside(root: Path, path: str) -> bytes:
-    """Read a regular file of an untrusted tree; empty if there is none. Raises UserError for anything else there."""
+    """Read a regular file of an untrusted tree; empty if there is none. Raises UserError for other kinds of files."""
     try:
         with open_inside(root, path) as fd:
             return _read_regular(fd, path)
@@ -155,7 +156,7 @@ def _read_at_most(fd: int, limit: int) -> bytes:
 def open_inside(root: Path, path: str) -> Iterator[int]:
     """An O_PATH descriptor of what a path means to a process whose root this is; every link is followed inside it.
 
-    Done step by step with O_NOFOLLOW: openat2(RESOLVE_IN_ROOT) does the same, and Python has no call for it.
+    Done step by step with O_NOFOLLOW. openat2(RESOLVE_IN_ROOT) does the same, but Python has no function for it.
     """
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.ExitStack() as stack:

@@ -1,20 +1,17 @@
-"""Bodies of requests as streams: of a given length, or in chunks, which the standard library's server leaves to us.
+"""Bodies of requests as streams: of a given length, or in chunks, which the standard library's server does not read.
 
-Source: RFC 9112, 7.1. Called by `server.py`. One thread.
+Reading raises UserError if the sender went away before the end. Called by `server.py`. One thread.
+Source: RFC 9112, 7.1.
 """
 
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from mica.errors import UserError
+from mica.streams import Readable
 
 _LINE_MAX = 4096
 _HEX_DIGITS_MAX = 16
 _DRAIN_BYTES = 1 << 20
-
-
-class Body(Protocol):
-    def read(self, n: int, /) -> bytes:
-        """At most n bytes, at least one, and b"" at the end. Raises UserError if the sender went away before."""
 
 
 class SizedBody:
@@ -73,7 +70,7 @@ class ChunkedBody:
         return line.rstrip(b"\r\n")
 
 
-def read_whole(body: Body, limit: int) -> bytes:
+def read_whole(body: Readable, limit: int) -> bytes:
     """Raises UserError if it is larger."""
     data = b""
     while piece := body.read(limit):
@@ -83,8 +80,8 @@ def read_whole(body: Body, limit: int) -> bytes:
     return data
 
 
-def drain(body: Body) -> bool:
-    """Take the rest; whether there was any. A sender that is not heard to the end does not hear the answer."""
+def drain(body: Readable) -> bool:
+    """Read the rest; returns whether there was any. A sender whose body is not read to its end may miss the answer."""
     found = False
     while body.read(_DRAIN_BYTES):
         found = True

@@ -1,6 +1,6 @@
 """The calls of the graph driver protocol, on the layers of one engine. Knows no HTTP. Any thread.
 
-An engine says once, at its start, where its place for layers is; a driver that was started anew since finds it in a
+An engine says once, at its start, in which directory its layers are; a driver that is started again later finds it in a
 file. One driver serves one engine.
 """
 
@@ -12,26 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from mica.drivers.graphdriver.messages import format_changes, text_of, texts_of
-from mica.drivers.graphdriver.options import DriverOptions
+from mica.drivers.docker.messages import format_changes, text_of, texts_of
+from mica.drivers.docker.options import DriverOptions
 from mica.engine.layers import EngineLayers, open_layers
-from mica.engine.provider import ExternalProvider, LayerProvider, NodeProvider
 from mica.engine.unions import Union, choose_union
 from mica.engine.upload import LayerUpload, upload_for
 from mica.errors import MicaError, UserError
 from mica.files import mapped_os_errors, replace_file
+from mica.layers.provider import LayerProvider
 from mica.logs import logger
-from mica.tarstream import ByteStream
+from mica.providers.external import ExternalProvider
+from mica.providers.node import NodeProvider, NoProvider
+from mica.streams import Readable
 
 _log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class DriverSettings:
-    """`service`: socket of the node. `repositories`: what the node serves. `state`: where the engine's place for layers
-    is kept."""
+    """`service`: socket of the node, None where it serves no layers. `repositories`: those that the node serves.
+    `state`: the file that names the engine's directory for layers."""
 
-    service: Path
+    service: Path | None
     repositories: frozenset[str]
     cache: Path
     state: Path
@@ -69,7 +71,7 @@ class GraphDriver:
             try:
                 self._engine = self._open(home, self._checked(options))
             except MicaError as error:
-                # The engine's next start says what is wrong; until then calls say that there is none.
+                # The engine's next start reports the error; until then calls report that no engine has started.
                 _log.error("the layers in %s cannot be used: %s", home, error)
         return self
 
@@ -97,7 +99,7 @@ class GraphDriver:
             "DiffSize": self._diff_size,
         }
 
-    def apply_diff(self, layer_id: str, archive: ByteStream) -> int:
+    def apply_diff(self, layer_id: str, archive: Readable) -> int:
         return self._layers.apply(layer_id, archive)
 
     @contextlib.contextmanager
@@ -129,7 +131,7 @@ class GraphDriver:
                 and before.layers.count
             ):
                 raise UserError(f"mica serves another engine already, whose layers are in {before.layers.home}.")
-            # One that cannot start takes nothing from the one before.
+            # If the new engine cannot start, the one before keeps its layers.
             engine = self._open(home, checked)
             with mapped_os_errors(f"write {self._settings.state}"):
                 self._settings.state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -160,6 +162,8 @@ class GraphDriver:
         allowed = options.repositories
         if options.external is not None:
             return ExternalProvider(options.external, allowed)
+        if self._settings.service is None:
+            return NoProvider()
         return NodeProvider(self._settings.service, self._settings.repositories if allowed is None else allowed)
 
     @property
@@ -184,13 +188,18 @@ class GraphDriver:
         return {
             "Status": [
                 ["Union", str(engine.union.kind)],
-                ["Layers from", "the node" if options.external is None else str(options.external)],
+                ["Layers from", self._source(options)],
                 ["Repositories", ", ".join(sorted(allowed)) or "none"],
                 ["Cache", str(self._settings.cache)],
                 ["Commit", str(options.commit)],
                 ["Layers", str(engine.layers.count)],
             ]
         }
+
+    def _source(self, options: DriverOptions) -> str:
+        if options.external is not None:
+            return str(options.external)
+        return "nowhere" if self._settings.service is None else "the node"
 
     # Layers
 
@@ -205,7 +214,7 @@ class GraphDriver:
         return {}
 
     def _remove(self, values: dict[str, Any]) -> dict[str, Any]:
-        # The engine counts who needs a layer. What is still made on it are answers that a crash kept from the engine.
+        # The engine counts uses of a layer. It does not know the layers still on this one: a crash lost our answers.
         self._layers.remove(text_of(values, "ID"), with_children=True)
         return {}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mica.engine.diff import Change
 from mica.errors import UserError
-from mica.tarstream import printable
+from mica.texts import printable
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 REQUEST_MAX_BYTES = 1 << 20
@@ -18,7 +18,7 @@ REQUEST_MAX_BYTES = 1 << 20
 def parse_request(data: bytes) -> dict[str, Any]:
     """Raises UserError for anything but an object."""
     if not data.strip():
-        # The engine sends a request again after a lost connection, when its body is spent.
+        # After a lost connection the engine sends a request again, without its body, which it has sent already.
         raise UserError("The request is empty, as it is when it is repeated after a lost connection.")
     try:
         values = json.loads(data)

@@ -16,8 +16,9 @@ _Choice = TypeVar("_Choice", UnionKind, CommitMode)
 
 @dataclass(frozen=True, slots=True)
 class DriverOptions:
-    """`repositories`: whose images may be used, None: those of the node. `external`: where another client shows
-    repositories, None: layers come from the node. `cache`: what the administrator takes for the node's cache."""
+    """`repositories`: those whose images may be used, None: those of the node. `external`: where another client shows
+    repositories, None: layers come from the node. `cache`: the directory that the administrator gives as the node's
+    cache."""
 
     repositories: frozenset[str] | None = None
     external: Path | None = None

@@ -1,11 +1,11 @@
-"""The managed form of the graph driver: a root file system with Python and mica in it, and what the engine asks for.
+"""The managed form of the graph driver: a root file system with Python and mica in it, and the plugin's configuration.
 
     DIRECTORY/config.json       docker/docs, "Plugin Config Version 1"
-    DIRECTORY/rootfs/           Debian's Python by mmdebstrap, mica and what it imports from where this program runs
+    DIRECTORY/rootfs/           Debian's Python by mmdebstrap; mica and its dependencies, copied from this installation
 
-`docker plugin create NAME DIRECTORY` makes a plugin of it. Two builds from the same packages are the same bytes: times
-are one moment, and nothing stays that says when or where it was made. The unions are made below the propagated mount,
-so that the engine sees them; the node's own mounts stay inside.
+`docker plugin create NAME DIRECTORY` makes a plugin of it. Two builds from the same packages are the same bytes: all
+files have one time, and nothing in them says when or where they were made. The unions are made below the propagated
+mount, so that the engine sees them; the node's own mounts stay inside.
 """
 
 import importlib.metadata
@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mica.errors import UserError
-from mica.files import mapped_os_errors
-from mica.run.scratch import remove_tree
+from mica.files import mapped_os_errors, remove_tree
 
 SOCKET = "mica.sock"
 STATE = "/var/lib/mica"
 _SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
 _DIRECTORIES = ("dev", "etc/mica", "proc", "root", "run/docker/plugins", "sys", "tmp", STATE[1:])
-# What Python needs none of to run a node: documentation, translations, build and test parts, package managers.
+# A node runs without these: documentation, translations, build and test parts, package managers.
 _WITHOUT = (
     "etc/*", "usr/share/*", "var/*", "usr/sbin/*", "usr/libexec/*", "usr/lib/apt", "usr/lib/dpkg", "usr/lib/systemd",
     "usr/lib/tmpfiles.d", "usr/lib/sysusers.d", "usr/lib/udev", "usr/lib/init", "usr/lib/lsb", "usr/lib/mime",
@@ -81,15 +80,17 @@ def plugin_config() -> dict[str, Any]:
         "entrypoint": [*command, f"/run/docker/plugins/{SOCKET}"],
         "workdir": "/",
         "interface": {"types": ["docker.graphdriver/1.0"], "socket": SOCKET},
-        # Repositories are asked for as the host would.
+        # Repositories are fetched over the host's network.
         "network": {"type": "host"},
-        # Whether an interrupted caller is about to end is asked of /proc (`mount/callers.py`): the kernel tells no pid
-        # of another namespace, and every signal of a Go program would be an I/O error.
+        # /proc tells whether an interrupted caller is about to end (`fuse/callers.py`). The kernel gives no pids of
+        # another namespace, and then every signal of a Go program would be an I/O error.
         "pidhost": True,
         "linux": {
-            # To mount; to write attributes of the kind trusted.*; to open what a container made unreadable.
-            "capabilities": ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH"],
-            "allowAllDevices": False,
+            # To mount; to write attributes of the kind trusted.*; to open what a container made unreadable; to make
+            # nodes of loop devices, without which older kernels cannot mount metadata images. Which numbers these
+            # devices have is not known before, so all are allowed.
+            "capabilities": ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH", "CAP_MKNOD"],
+            "allowAllDevices": True,
             "devices": [{"name": "fuse", "description": "the object filesystem", "path": "/dev/fuse"}],
         },
         "mounts": [
@@ -133,7 +134,7 @@ def _slim(root: Path) -> None:
 
 
 def _copy_packages(target: Path) -> None:
-    """This program and all that it requires, without what only its installer wants to know."""
+    """Copy this program and all that it requires, without files that only its installer needs."""
     target.mkdir(parents=True, exist_ok=True)
     for name in sorted(_required("mica")):
         if name.lower() in {unused.lower() for unused in _UNUSED_PACKAGES}:
@@ -151,7 +152,7 @@ def _copy_packages(target: Path) -> None:
     own = Path(__file__).resolve().parents[2]
     shutil.copytree(own, target / own.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for record in target.glob("*.dist-info/*"):
-        # METADATA tells versions to whoever asks; the rest names this machine or its installer.
+        # METADATA has the versions; the other files name this machine or its installer.
         if record.is_file() and record.name not in {"METADATA", "entry_points.txt"}:
             record.unlink()
 
@@ -179,7 +180,7 @@ def _names(requirements: list[str]) -> Iterator[str]:
 
 
 def _settle(directory: Path, epoch_s: int) -> int:
-    """One moment and one owner for everything; the bytes of its files."""
+    """Give everything one time and one owner; returns the bytes of its files."""
     total = 0
     for path in (directory, *directory.rglob("*")):
         os.chown(path, 0, 0, follow_symlinks=False)

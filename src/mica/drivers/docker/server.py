@@ -1,27 +1,28 @@
 """The graph driver's end of HTTP: a unix socket, the standard library's parser, a thread for each connection.
 
-Failures are replies with "Err", which the engine shows as its own: one sentence. Only the archive of a layer has no
-place for one; there it is the status 500 before the first byte, and a connection that ends in the middle after it.
+Failures are replies with "Err", one sentence, which the engine shows as its own. Only the archive of a layer has no
+place for one: a failure there is the status 500 before the first byte, and later a connection that ends early.
 """
 
 import contextlib
-import http.server
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO, Never, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qs, urlsplit
 
-from mica.drivers.graphdriver.bodies import Body, ChunkedBody, SizedBody, drain, read_whole
-from mica.drivers.graphdriver.driver import DriverSettings, GraphDriver
-from mica.drivers.graphdriver.messages import CONTENT_TYPE, REQUEST_MAX_BYTES, format_reply, parse_request
+from mica.daemon.nodeservers import ServerSpec
+from mica.dataplane.sockets import listening
+from mica.drivers.docker.bodies import ChunkedBody, SizedBody, drain, read_whole
+from mica.drivers.docker.driver import DriverSettings, GraphDriver
+from mica.drivers.docker.messages import CONTENT_TYPE, REQUEST_MAX_BYTES, format_reply, parse_request
 from mica.errors import MicaError, UserError
+from mica.httpbase import Handler
 from mica.logs import logger
-from mica.mount.serverprocess import Stopped
-from mica.node.servers import ServerSpec
-from mica.node.sockets import listening
+from mica.serverprocess import Parent
+from mica.streams import Readable
 
 _log = logger(__name__)
 _CALL = "/GraphDriver."
@@ -31,41 +32,35 @@ _BLOCK_BYTES = 1 << 18
 def graph_driver_of(settings: DriverSettings, path: Path) -> ServerSpec:
     """The driver as a server beside a node's own."""
 
-    def serve(ready: Callable[[], None]) -> None:
-        with contextlib.suppress(Stopped), GraphDriver(settings) as driver:
-            serve_graph_driver(driver, path, ready)
+    def serve(parent: Parent) -> None:
+        with GraphDriver(settings) as driver:
+            serve_graph_driver(driver, path, parent)
 
     return ServerSpec("graph driver", lambda _: serve)
 
 
-def serve_graph_driver(driver: GraphDriver, path: Path, ready: Callable[[], None]) -> Never:
-    """Take connections until an exception, such as that of a signal's handler, ends it."""
+def serve_graph_driver(driver: GraphDriver, path: Path, parent: Parent) -> None:
+    """Take connections until the parent wants the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with listening(path, kind=socket.SOCK_STREAM) as listener:
-        ready()
-        while True:
+        parent.ready()
+        while parent.wait(listener):
             connection, _ = listener.accept()
             threading.Thread(target=_talk, args=(connection, driver), name="graphdriver", daemon=True).start()
 
 
 def _talk(connection: socket.socket, driver: GraphDriver) -> None:
-    # An engine that goes away is no event.
+    # An engine that hangs up is normal.
     with connection, contextlib.suppress(ConnectionError):
         _Handler(connection, driver)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "mica"
-    sys_version = ""
+class _Handler(Handler):
     rbufsize = _BLOCK_BYTES
 
     def __init__(self, connection: socket.socket, driver: GraphDriver) -> None:
         self._driver = driver
-        super().__init__(connection, ("", 0), cast("http.server.HTTPServer", None))
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-        """No log: engines call often."""
+        super().__init__(connection, ("", 0), cast("Any", None))
 
     def do_POST(self) -> None:
         url = urlsplit(self.path)
@@ -77,19 +72,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._reply(self._answer(lambda: self._apply_diff(url.query, body), body))
             else:
                 self._reply(self._answer(lambda: self._call(url.path, body), body))
-        except UserError as error:  # the body did not come to its end
+        except UserError as error:  # the body ended early
             self.close_connection = True
             self._reply({"Err": str(error)})
 
-    def _body(self) -> Body:
+    def _body(self) -> Readable:
         stream = cast("BinaryIO", self.rfile)
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             return ChunkedBody(stream)
         length = self.headers.get("Content-Length", "0")
         return SizedBody(stream, int(length) if length.isdecimal() else 0)
 
-    def _answer(self, call: Callable[[], dict[str, object]], body: Body) -> dict[str, object]:
-        """What a call returns, or the sentence of its failure. The body is heard to its end either way."""
+    def _answer(self, call: Callable[[], dict[str, object]], body: Readable) -> dict[str, object]:
+        """What a call returns, or the sentence of its failure. The body is read to its end either way."""
         try:
             return call()
         except Exception as error:
@@ -97,7 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         drain(body)
         return {"Err": failure}
 
-    def _call(self, path: str, body: Body) -> dict[str, object]:
+    def _call(self, path: str, body: Readable) -> dict[str, object]:
         if path == "/Plugin.Activate":
             drain(body)
             return {"Implements": ["GraphDriver"]}
@@ -106,14 +101,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise UserError(f"mica knows no call {path[:80]!r}.")
         return call(parse_request(read_whole(body, REQUEST_MAX_BYTES)))
 
-    def _apply_diff(self, query: str, body: Body) -> dict[str, object]:
+    def _apply_diff(self, query: str, body: Readable) -> dict[str, object]:
         values = parse_qs(query)
         archive = _Watched(body)
         size = self._driver.apply_diff(values.get("id", [""])[0], archive)
         drain(archive)
         return {"Size": size}
 
-    def _diff(self, body: Body) -> None:
+    def _diff(self, body: Readable) -> None:
         with contextlib.ExitStack() as stack:
             try:
                 values = parse_request(read_whole(body, REQUEST_MAX_BYTES))
@@ -150,9 +145,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Watched:
-    """An archive that refuses to be empty: that is a request repeated without its body."""
+    """An archive that must not be empty: an empty one comes from a request that was sent again without its body."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Readable) -> None:
         self._body = body
         self._has_begun = False
 

@@ -1,0 +1,1 @@
+"""What a stack of layers is: its method, and how it is mounted."""

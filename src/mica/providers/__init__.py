@@ -1,0 +1,1 @@
+"""Where the real layers of a thin image come from: one `LayerProvider` for each source."""
