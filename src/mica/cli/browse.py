@@ -1,4 +1,4 @@
-"""Looking into a repository for `mica repo ls|cat|stat|history`."""
+"""Looking into a repository for `mica repo ls|cat|stat`."""
 
 import contextlib
 import os
@@ -6,16 +6,14 @@ import stat
 import time
 from collections.abc import Iterator
 
-from mica.cli.output import text_of
 from mica.cli.places import Places
 from mica.errors import MicaError, NotFoundError, UserError
 from mica.fetch.client import RepositoryClient
-from mica.fetch.location import open_repository
+from mica.fuse.tree import ROOT_INODE, Attributes
 from mica.mount.repotree import RepositoryTree
-from mica.mount.tree import ROOT_INODE, Attributes
 from mica.repo.catalog import NestedCatalog
-from mica.repo.history import Tag
 from mica.repo.manifest import Manifest
+from mica.texts import printable, printable_path
 
 _BLOCK = 1 << 20
 
@@ -24,6 +22,7 @@ class Browser:
     """One verified revision of a repository, by paths."""
 
     def __init__(self, client: RepositoryClient, manifest: Manifest) -> None:
+        self.revision = manifest.revision
         self._client = client
         self._manifest = manifest
         root = NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size)
@@ -32,7 +31,7 @@ class Browser:
     @classmethod
     @contextlib.contextmanager
     def open(cls, places: Places, fqrn: str) -> Iterator["Browser"]:
-        with open_repository(places.locate(fqrn), places.cache, counter=places.counter) as client:
+        with places.open(fqrn) as client:
             yield cls(client, client.update().manifest)
 
     def entries(self, path: bytes) -> list[tuple[bytes, dict[str, object]]]:
@@ -48,7 +47,7 @@ class Browser:
         """The content of a file; a symbolic link is followed inside the repository."""
         attributes = self._find(path, follow=True)
         if not stat.S_ISREG(attributes.mode):
-            raise UserError(f"{text_of(path) or '/'} is not a regular file.")
+            raise UserError(f"{printable_path(path)} is not a regular file.")
         with self._errors(path):
             file = self.tree.open(attributes.inode)
             with contextlib.closing(file):
@@ -57,15 +56,12 @@ class Browser:
 
     def stat(self, path: bytes) -> dict[str, object]:
         attributes = self._find(path)
-        facts = {"path": text_of(path) or "/", **self._facts(path.rpartition(b"/")[2], attributes)}
-        facts |= self.tree.storage(attributes.inode)
+        facts = {"path": printable_path(path), **self._facts(path.rpartition(b"/")[2], attributes)}
         with self._errors(path):
+            facts |= self.tree.storage(attributes.inode)
             xattrs = self.tree.xattrs(attributes.inode)
-        facts["xattrs"] = {text_of(key): value.hex() for key, value in sorted(xattrs.items())}
+        facts["xattrs"] = {printable(key): value.hex() for key, value in sorted(xattrs.items())}
         return facts
-
-    def tags(self) -> list[Tag]:
-        return sorted(self._client.history(self._manifest).tags.values(), key=lambda tag: (-tag.revision, tag.name))
 
     def _find(self, path: bytes, *, follow: bool = False) -> Attributes:
         pending = [part for part in path.split(b"/") if part]
@@ -85,7 +81,7 @@ class Browser:
                 if stat.S_ISLNK(attributes.mode) and (pending or follow):
                     links_left -= 1
                     if not links_left:
-                        raise UserError(f"{text_of(path)} leads through too many symbolic links.")
+                        raise UserError(f"{printable(path)} leads through too many symbolic links.")
                     target = self.tree.readlink(attributes.inode)
                     trail = [ROOT_INODE] if target.startswith(b"/") else trail
                     pending = target.split(b"/") + pending
@@ -102,16 +98,16 @@ class Browser:
         try:
             yield
         except FileNotFoundError as error:
-            raise NotFoundError(f"{text_of(path) or '/'} is not in {self._manifest.fqrn}.") from error
+            raise NotFoundError(f"{printable_path(path)} is not in {self._manifest.fqrn}.") from error
         except NotADirectoryError as error:
-            raise NotFoundError(f"A part of {text_of(path)} in {self._manifest.fqrn} is not a directory.") from error
+            raise NotFoundError(f"A part of {printable(path)} in {self._manifest.fqrn} is not a directory.") from error
         except OSError as error:
             if isinstance(error.__cause__, MicaError):
                 raise error.__cause__ from error
-            raise UserError(f"{text_of(path) or '/'} cannot be read: {error.strerror}.") from error
+            raise UserError(f"{printable_path(path)} cannot be read: {error.strerror}.") from error
 
     def _facts(self, name: bytes, attributes: Attributes) -> dict[str, object]:
-        shown = text_of(name)
+        shown = printable(name)
         facts: dict[str, object] = {
             "name": shown,
             "mode": stat.filemode(attributes.mode),
@@ -122,7 +118,7 @@ class Browser:
             "mtime": _moment(attributes.mtime_s, attributes.mtime_ns),
         }
         if stat.S_ISLNK(attributes.mode):
-            facts["target"] = text_of(self.tree.readlink(attributes.inode))
+            facts["target"] = printable(self.tree.readlink(attributes.inode))
             shown = f"{shown} -> {facts['target']}"
         elif stat.S_ISCHR(attributes.mode) or stat.S_ISBLK(attributes.mode):
             facts["device"] = f"{os.major(attributes.rdev)}:{os.minor(attributes.rdev)}"

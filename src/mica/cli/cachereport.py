@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mica.cli.output import print_facts, print_json, print_table, progress
-from mica.fetch.cache import Cache
-from mica.fetch.eviction import Eviction, Taken
-from mica.fetch.inventory import Inventory, Item, Kind
-from mica.fetch.ledger import Limits
-from mica.fetch.proof import Verdict
-from mica.fetch.removal import Rehearsal
-from mica.fetch.verify import Finding, repair
+from mica.cache.cache import Cache
+from mica.cache.eviction import Eviction, Taken
+from mica.cache.inventory import Inventory, Item, Kind
+from mica.cache.ledger import Limits
+from mica.cache.proof import Verdict
+from mica.cache.remover import Rehearsal
+from mica.cache.shown import ShownNames
+from mica.cli.bars import progress
+from mica.cli.printing import print_facts, print_json, print_table
+from mica.fetch.cachecheck import Finding, repair
 from mica.files import mapped_os_errors
 from mica.sizes import format_size
 
 _SHOWN = 20
-"""Of findings; --json has all."""
+"""Findings that are shown as text; --json has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,9 @@ class CacheReport:
         print_facts(lines)
 
     def _in_use(self) -> set[str]:
-        hand, found = Rehearsal(self.root), set()
-        with progress("Look", self.inventory.size) as done:
+        found = set()
+        with ShownNames(self.root) as shown, progress("Look", self.inventory.size) as done:
+            hand = Rehearsal(self.root, shown)
             for item in self.inventory.items:
                 if hand.take(item) is Taken.IN_USE:
                     found.add(item.name)
@@ -95,7 +98,7 @@ def _moment(nanoseconds: int) -> str:
 
 
 def show_eviction(outcome: Eviction, taken_bytes: int, *, dry_run: bool, as_json: bool) -> None:
-    """What was removed, or would be."""
+    """Show what was removed, or would be."""
     if as_json:
         print_json({
             "dry_run": dry_run, "bytes": taken_bytes, "removed": [item.name for item in outcome.freed],
@@ -124,7 +127,7 @@ def _counted(items: Sequence[Item]) -> str:
 
 @dataclass
 class Verification:
-    """Findings put together."""
+    """The findings of a check, by verdict."""
 
     right: int = 0
     unproven: list[Finding] = field(default_factory=list)
@@ -164,7 +167,7 @@ class Verification:
         if self.repaired:
             print_facts({"repaired": len(self.repaired)})
         if self.unproven:
-            sys.stdout.write("What is unproven can be compared with the servers: --fetch\n")
+            sys.stdout.write("--fetch compares unproven files with those of the servers.\n")
 
 
 def _finding_facts(finding: Finding) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""`mica convert` and `mica inspect`: from images to repositories and thin images, and what those consist of."""
+"""`mica convert` publishes images in a repository and makes thin images; `mica inspect` shows what a thin image
+consists of."""
 
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mica.cli.options import (
     ConfigOption,
     FqrnArgument,
     InsecureOption,
+    JobsOption,
     JsonOption,
     KeyOption,
     ProxyOption,
@@ -21,21 +23,25 @@ from mica.cli.options import (
     UrlOption,
     WaitOption,
 )
-from mica.cli.output import print_facts, print_json, print_table, size_text
+from mica.cli.printing import print_facts, print_json, print_table
+from mica.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mica.cli.outputs import Output
     from mica.cli.registries import Access
+    from mica.convert.converter import Converter, OpenedSource, Platforms
+    from mica.convert.plan import PlannedLayer
+    from mica.convert.publishing import Conversion
     from mica.oci.models import Descriptor
-    from mica.thin.convert import Conversion, PlannedLayer
-    from mica.thin.converter import Converter, OpenedSource, Platforms
     from mica.thin.trace import ProgramTrace
 
 SourceArgument = Annotated[
     str,
     typer.Argument(
         help="docker://REF (its tag may be a pattern such as 3.*), oci:DIR[:TAG], oci-archive:FILE[:TAG], "
-        "docker-archive:FILE[:REF], docker-daemon:REF."
+        "docker-archive:FILE[:REF], docker-daemon:REF; or a NAME as podman takes it (short names: registries.conf)."
     ),
 ]
 OutputOption = Annotated[
@@ -59,16 +65,17 @@ def convert(
     all_platforms: Annotated[
         bool, typer.Option("--all-platforms", help="All images of an index; the thin images become an index too.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, with sizes, and change nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and sizes, and change nothing.")] = False,
     trace: Annotated[
         list[Path] | None,
-        typer.Option(help="What a program asks for at its start, from `mica run --trace`; nodes fetch it ahead."),
+        typer.Option(help="Trace of a program's start, from `mica run --trace`; nodes fetch these files ahead."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=16, help="Layers that are made side by side.")] = 2,
+    jobs: JobsOption = 2,
     wait_s: WaitOption = 300,
-    max_layer_gib: Annotated[int, typer.Option(min=1, help="Refuse a layer that unpacks to more.")] = 1024,
+    config: ConfigOption = None,
+    max_layer_gib: Annotated[
+        int, typer.Option(min=1, help="Refuse a layer that unpacks to more than this many GiB.")
+    ] = 1024,
     insecure: InsecureOption = False,
     authfile: AuthfileOption = None,
     certs: CertsOption = None,
@@ -76,48 +83,60 @@ def convert(
 ) -> None:
     """Publish an image's layers in a repository, each once, and make the thin image that names them.
 
-    A layer that is in the repository is not downloaded. What was finished when a conversion failed is used by the next.
+    A layer that is in the repository is not downloaded. If a conversion fails, the next one uses the layers that were
+    finished. If the configuration names a queue (section [workers]), workers make layers too; with --jobs 0 they make
+    all.
     """
     from mica.cli.bars import LayerBars
     from mica.cli.outputs import parse_output
+    from mica.cli.queues import maker_of, opened_queue
     from mica.cli.registries import Access
     from mica.cli.tracing import read_traces
+    from mica.convert.converter import Converter, ConverterOptions
+    from mica.convert.layerbuilder import ConversionLimits
     from mica.errors import UsageError
+    from mica.oci.image import NoImageError
     from mica.oci.source import expand_source
     from mica.publish.manager import ReleaseManager
-    from mica.thin.building import ConversionLimits
-    from mica.thin.converter import Converter, ConverterOptions
 
     target = parse_output(output) if output else None
-    access = Access(insecure, authfile, certs)
+    access = Access(insecure, authfile, certs, config)
     platforms = _platforms(platform, every=all_platforms)
     sources = expand_source(source, options=access.source_options())
     if len(sources) > 1 and (tag or (target and target.tag)):
         raise UsageError(f"{source} stands for {len(sources)} images, which cannot all have one tag.")
     if len(sources) > 1 and trace:
-        raise UsageError(f"{source} stands for {len(sources)} images, and a trace is one image's.")
+        raise UsageError(f"{source} stands for {len(sources)} images, but a trace belongs to one image.")
     traces = read_traces(trace or [])
     limits = ConversionLimits(max_layer_bytes=max_layer_gib << 30)
-    options = ConverterOptions(access.source_options(), limits, jobs, wait_s)
     results = []
-    with ReleaseManager.open(state, fqrn) as manager, LayerBars() as bars:
+    with opened_queue(config) as queue, ReleaseManager.open(state, fqrn) as manager, LayerBars() as bars:
+        options = ConverterOptions(
+            access.source_options(), limits, jobs, wait_s, open_maker=maker_of(queue, limits, jobs=jobs)
+        )
         converter = Converter(manager, options, observer=bars)
         one = _One(converter, platforms, access, target, fqrn, traces)
         for name in sources:
-            results.append(one.plan(name, tag) if dry_run else one.convert(name, tag))
+            try:
+                results.append(one.plan(name, tag) if dry_run else one.convert(name, tag))
+            except NoImageError as error:
+                if len(sources) == 1:
+                    raise
+                sys.stderr.write(f"mica: {name}: left out: {error}\n")
+                continue
             if not as_json and len(sources) > 1:
                 sys.stderr.write(f"mica: {name}: done\n" if not dry_run else "")
     if as_json:
-        print_json(results[0] if len(results) == 1 else {"repository": fqrn, "images": results})
+        print_json(results[0] if len(sources) == 1 else {"repository": fqrn, "images": results})
     else:
         for result in results:
             (_show_plan if dry_run else _show)(result)
 
 
 def _platforms(text: str | None, *, every: bool) -> "Platforms":
+    from mica.convert.converter import Platforms
     from mica.errors import UsageError
     from mica.oci.platforms import Platform
-    from mica.thin.converter import Platforms
 
     if text and every:
         raise UsageError("--platform and --all-platforms exclude each other.")
@@ -125,7 +144,7 @@ def _platforms(text: str | None, *, every: bool) -> "Platforms":
 
 
 class _One:
-    """One image after the other, each to the facts that are printed."""
+    """Convert one image after the other. Returns the facts of each, which are printed."""
 
     def __init__(
         self, converter: "Converter", platforms: "Platforms", access: "Access", target: "Output | None", fqrn: str,
@@ -141,7 +160,7 @@ class _One:
     def convert(self, source: str, tag: str | None) -> dict[str, object]:
         with self._converter.opened(source, self._platforms, name=tag or "") as opened:
             conversion = self._converter.convert(opened, self._traces)
-            written = self._write(opened)
+            written = self._write(opened, conversion)
             return _facts(opened, conversion, self._fqrn, written)
 
     def plan(self, source: str, tag: str | None) -> dict[str, object]:
@@ -156,18 +175,18 @@ class _One:
             "layers": layers, "download_bytes": _to_download(plan),
         }  # fmt: skip
 
-    def _write(self, opened: "OpenedSource") -> "Descriptor | None":
+    def _write(self, opened: "OpenedSource", conversion: "Conversion") -> "Descriptor | None":
         from mica.cli.outputs import open_output
 
         if self._target is None:
             return None
         tag = self._target.tag or opened.reference.tag or "latest"
         with open_output(self._target, self._access.options(), tag=tag) as writer:
-            return self._converter.write(opened, writer, tag=tag)
+            return self._converter.write(opened, conversion, writer, tag=tag)
 
 
-def _to_download(plan: "list[PlannedLayer]") -> int:
-    from mica.thin.convert import LayerState
+def _to_download(plan: "Sequence[PlannedLayer]") -> int:
+    from mica.convert.plan import LayerState
 
     return sum(one.layer.size for one in plan if one.state is LayerState.MISSING)
 
@@ -192,6 +211,8 @@ def _show(result: dict[str, object]) -> None:
 
     changed = result.pop("changes")
     del result["manifest_digest"]
+    if result["thin_image"] is None:
+        del result["thin_image"]
     platforms = result["platforms"]
     assert isinstance(changed, dict)
     assert isinstance(platforms, list)
@@ -206,9 +227,9 @@ def _show_plan(result: dict[str, object]) -> None:
     layers, total = result["layers"], result["download_bytes"]
     assert isinstance(layers, list)
     assert isinstance(total, int)
-    rows = [(one["digest"][7:19], size_text(one["compressed_bytes"]), one["state"]) for one in layers]
+    rows = [(one["digest"][7:19], format_size(one["compressed_bytes"]), one["state"]) for one in layers]
     print_table(("layer", "size", "state"), rows, title=str(result["image"]))
-    sys.stdout.write(f"To download: {size_text(total)}\n")
+    sys.stdout.write(f"To download: {format_size(total)}\n")
 
 
 def inspect(
@@ -223,7 +244,7 @@ def inspect(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what a thin image consists of."""
+    """Show what a thin image consists of."""
     from mica.cli.images import find_image
     from mica.cli.places import Places
 

@@ -1,7 +1,7 @@
 """`docker2cvmfs`: the converter under the name and with the verbs and flags of the tool of 2017.
 
-What differs, because this converter's repositories do: layers are always below `/.layers` (`--subdirectory` is accepted
-and told to be of no use), thin images go into a registry or a layout instead of a Docker daemon, and `push` is new.
+Three things differ from the old tool. Layers are always below `/.layers`; `--subdirectory` is accepted and has no
+effect. Thin images go into a registry or a layout instead of a Docker daemon. `push` is new.
 """
 
 import json
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mica.cli.commands import Commands
 from mica.cli.options import AuthfileOption, CertsOption, InsecureOption, StateOption
-from mica.cli.output import print_json
+from mica.cli.printing import print_json
 from mica.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ _SUBDIRECTORY = "layers/"
 
 app = typer.Typer(
     name="docker2cvmfs",
-    help="Docker images into a CernVM-FS repository, as thin images.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 integrity, 4 temporary. The same work, with more options: mica.",
+    cls=Commands,
+    help="Convert Docker images into a CernVM-FS repository and thin images.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 integrity, 4 temporary. `mica` does the same with more options.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -33,9 +35,9 @@ ImageArgument = Annotated[str, typer.Argument(metavar="IMAGE", help="REPOSITORY:
 RepositoryArgument = Annotated[
     str, typer.Argument(metavar="REPOSITORY", help="The CernVM-FS repository, such as images.example.org.")
 ]
-RegistryOption = Annotated[str, typer.Option("--registry", help="URL of the registry that images without one are in.")]
+RegistryOption = Annotated[str, typer.Option("--registry", help="URL of the registry for images that name none.")]
 SubdirectoryOption = Annotated[
-    str, typer.Option("--subdirectory", "-s", help="Accepted for the habit: layers are below /.layers.")
+    str, typer.Option("--subdirectory", "-s", help="Has no effect: layers are always below /.layers.")
 ]
 _DEFAULT_REGISTRY = _HUB_URLS[0]
 
@@ -56,8 +58,8 @@ def thin(
 ) -> None:
     """Print the thin image (thin.json) of an image, whether its layers are in the repository yet or not."""
     from mica.cli.registries import Access
+    from mica.convert.publishing import describe
     from mica.oci.source import open_image
-    from mica.thin.convert import describe
     from mica.thin.descriptor import format_descriptor
 
     options = Access(insecure, authfile, certs).source_options()
@@ -86,10 +88,11 @@ def make_thin(
     certs: CertsOption = None,
 ) -> None:
     """Publish an image's layers in a repository and push the thin image."""
+    from mica.cli.outputs import LOCAL_KINDS
     from mica.cli.registries import Access
 
     output = output_reference
-    if not output.startswith(("oci:", "oci-archive:", "docker://")):
+    if not output.startswith("docker://") and output.partition(":")[0] not in LOCAL_KINDS:
         output = f"docker://{output}"
     _convert(context.obj, input_reference, repository, subdirectory, state, Access(insecure, authfile, certs), output)
 
@@ -105,7 +108,7 @@ def pull(
     authfile: AuthfileOption = None,
     certs: CertsOption = None,
 ) -> None:
-    """Publish an image's layers in a repository, and no thin image."""
+    """Publish an image's layers in a repository without a thin image."""
     from mica.cli.registries import Access
 
     _convert(context.obj, image, repository, subdirectory, state, Access(insecure, authfile, certs), None)
@@ -127,7 +130,8 @@ def push(
     from mica.cli.push import push_thin
     from mica.cli.registries import Access
 
-    print_json({"thin_image": push_thin(thin_image, reference, Places(state), Access(insecure, authfile, certs))})
+    places = Places(state, hint="Add it to the configuration.")
+    print_json({"thin_image": push_thin(thin_image, reference, places, Access(insecure, authfile, certs))})
 
 
 @app.command("manifest", epilog="Example: docker2cvmfs manifest library/ubuntu:latest")
@@ -172,7 +176,7 @@ def _convert(
     from mica.cli.convert import convert
 
     if subdirectory != _SUBDIRECTORY:
-        sys.stderr.write(f"docker2cvmfs: --subdirectory {subdirectory} is of no use: layers are below /.layers.\n")
+        sys.stderr.write(f"docker2cvmfs: --subdirectory {subdirectory} has no effect: layers are below /.layers.\n")
     assert isinstance(state, Path)
     convert(
         _source(registry, image), _fqrn(repository), state, output=output,
@@ -181,13 +185,16 @@ def _convert(
 
 
 def _fqrn(repository: str) -> str:
-    """The old tool took a path behind the repository's name; which layers never are under here."""
+    """The old tool took a path behind the repository's name. Layers are never below that path here."""
     return repository.removeprefix("/cvmfs/").partition("/")[0]
 
 
 def _source(registry: str, image: str) -> str:
     """An image of the registry, unless it names a source or a registry of its own."""
-    if image.startswith(("docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:")):
+    from mica.oci.source import SCHEMES, scheme_of
+
+    # `docker:27` is an image.
+    if image.startswith("docker://") or scheme_of(image) in SCHEMES - {"docker"}:
         return image
     if registry.rstrip("/") in _HUB_URLS:
         return f"docker://{image}"
@@ -201,8 +208,9 @@ def _source(registry: str, image: str) -> str:
 def main() -> None:
     """Entry point of the console script."""
     from mica.cli.main import run_app
+    from mica.signals import exit_program
 
-    sys.exit(run_app(sys.argv[1:], app))
+    exit_program(run_app(sys.argv[1:], app))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,31 @@ from typing import Annotated
 import typer
 
 from mica import __version__
-from mica.cli import cache, convert, doctor, mount, node, plugin, portal, push, repo, run, status, sync
-from mica.cli.output import show_error
+from mica.cli import (
+    cache,
+    convert,
+    doctor,
+    key,
+    mount,
+    node,
+    plugin,
+    portal,
+    push,
+    repo,
+    run,
+    server,
+    status,
+    sync,
+    worker,
+)
+from mica.cli.commands import Commands
+from mica.cli.printing import show_error
+from mica.daemon.earlyservice import EarlyService
 from mica.errors import MicaError
-from mica.node.earlyservice import EarlyService
 
 app = typer.Typer(
     name="mica",
+    cls=Commands,
     help="Run container images without downloading them.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 integrity, 4 temporary.",
     no_args_is_help=True,
@@ -27,7 +45,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(repo.app, name="repo")
+app.add_typer(server.app, name="server")
 app.add_typer(cache.app, name="cache")
+app.add_typer(key.app, name="key")
 app.add_typer(plugin.app, name="plugin")
 app.command("convert", epilog="Example: mica convert docker://debian:12 images.example.org -o oci:thin:debian")(
     convert.convert
@@ -35,6 +55,8 @@ app.command("convert", epilog="Example: mica convert docker://debian:12 images.e
 app.command("inspect", epilog="Example: mica inspect oci:thin:debian")(convert.inspect)
 app.command("push", epilog="Example: mica push oci:thin:debian registry.example.org/thin/debian:12")(push.push)
 app.command("sync", epilog="Example: mica sync --loop --interval 600 recipe.yaml")(sync.sync)
+app.command("worker", epilog="Example: mica worker --commit --jobs 4")(worker.worker)
+app.command("layers", epilog="Example: mica layers images.example.org --only failed")(worker.layers)
 app.command("mount", epilog="Example: mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org")(
     mount.mount
 )
@@ -66,24 +88,29 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    from mica.logs import configure
+    from mica.logs import LogSettings, configure
 
     if log_level not in {"debug", "info", "warning", "error"}:
         raise typer.BadParameter(f"{log_level!r} is not debug, info, warning or error")
-    configure(level=log_level, as_json=log_json)
+    configure(LogSettings(log_level, log_json))
 
 
 def run_command(arguments: list[str], early: EarlyService | None = None) -> int:
-    """Run one command of this program and return its exit code; `early` is what its servers may be made of."""
+    """Run one command of this program and return its exit code. `early` is a process from which it may make its
+    servers."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is shown escaped
+        if isinstance(stream, io.TextIOWrapper):  # characters that the terminal's encoding lacks are shown escaped
             stream.reconfigure(errors="backslashreplace")
     return run_app(arguments, early=early)
 
 
 def run_app(arguments: list[str], commands: typer.Typer = app, *, early: EarlyService | None = None) -> int:
     """Run one command and return its exit code."""
+    # Before and after the command Ctrl-C ends the program at once. During it an exception lets the command clean up.
+    ends_at_once = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     try:
+        if ends_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         result = commands(arguments, standalone_mode=False, obj=early)
     except MicaError as error:
         show_error(error)
@@ -91,7 +118,7 @@ def run_app(arguments: list[str], commands: typer.Typer = app, *, early: EarlySe
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of our output went away; nothing is left to say, not even at interpreter exit.
+        # The reader of the output has gone away. Nothing more is written, not even when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
@@ -99,6 +126,9 @@ def run_app(arguments: list[str], commands: typer.Typer = app, *, early: EarlySe
         if code is None:
             raise
         return code
+    finally:
+        if ends_at_once:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     return result if isinstance(result, int) else 0
 
 

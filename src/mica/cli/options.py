@@ -2,18 +2,35 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mica.errors import UsageError, UserError
 
+if TYPE_CHECKING:
+    from mica.store.s3access import S3Options
+
 
 def default_state() -> Path:
-    """Root has the system's directory, everybody else one at home."""
+    """For root the system's directory, for other users one in the home directory."""
     if os.geteuid() == 0:
         return Path("/var/lib/mica")
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "mica"
+
+
+def s3_options(endpoint: str, region: str, addressing: str, credentials: Path | None) -> "S3Options":
+    """The values of the four options. Raises UsageError."""
+    from mica.store.s3access import ADDRESSING, S3Options
+
+    if addressing not in ADDRESSING:
+        raise UsageError(f"--s3-addressing: {addressing!r} is not one of {', '.join(ADDRESSING)}.")
+    return S3Options(endpoint, region, addressing, None if credentials is None else credentials.absolute())
+
+
+def run_root(state: Path) -> Path:
+    """Where containers have their directories."""
+    return state / "run"
 
 
 StateOption = Annotated[
@@ -29,17 +46,54 @@ UrlOption = Annotated[
     typer.Option("--url", help="URL of the repository, or its storage directory; several are tried in order."),
 ]
 KeyOption = Annotated[
-    list[Path] | None, typer.Option("--key", help="File with a public master key (.pub) that the repository must have.")
+    list[Path] | None,
+    typer.Option(
+        "--key",
+        help="File with a public master key (.pub) that the repository must have, or a directory of them; they are "
+        "read again at each update.",
+    ),
 ]
 ProxyOption = Annotated[
-    str | None, typer.Option("--proxy", help="Proxies: groups divided by ';', members by '|', DIRECT for none.")
+    str | None, typer.Option("--proxy", help="Proxies: groups divided by ';', members by '|'; DIRECT: no proxy.")
+]
+ExternalUrlOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--external-url",
+        help="URL of the server of external files, whose content is not in the repository; several are tried in order. "
+        "Default: CVMFS_EXTERNAL_URL, or the configuration.",
+    ),
+]
+ExternalProxyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--external-proxy",
+        help="Proxies for external files, as --proxy. Default: CVMFS_EXTERNAL_HTTP_PROXY, or the configuration.",
+    ),
+]
+S3EndpointOption = Annotated[
+    str, typer.Option("--s3-endpoint", help="URL of the S3 server. Default: AWS_ENDPOINT_URL, else AWS itself.")
+]
+S3RegionOption = Annotated[
+    str, typer.Option("--s3-region", help="Region of the bucket. Default: AWS_REGION, else us-east-1.")
+]
+S3AddressingOption = Annotated[
+    str,
+    typer.Option("--s3-addressing", help="path: the bucket is in the path of URLs; virtual: in the host's name."),
+]
+S3CredentialsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--s3-credentials",
+        help="A file as ~/.aws/credentials. Default: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else that file.",
+    ),
 ]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="Directory for verified content; default: below the state directory.")
 ]
 QuotaOption = Annotated[
     str | None,
-    typer.Option("--quota", help="The most that the cache may take, such as 20G, for all who use it; none: no limit."),
+    typer.Option("--quota", help="Limit of the cache for all commands that use it, such as 20G; none: no limit."),
 ]
 ConfigOption = Annotated[
     Path | None,
@@ -47,11 +101,14 @@ ConfigOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None,
-    typer.Option(help="How layers are mounted: auto, kernel, loop, ordinary, repository or external (mica doctor)."),
+    typer.Option(
+        help="How layers are mounted: auto, kernel, loop, ordinary, ordinary-loop, repository, external; "
+        "`mica doctor` tells which of them work here."
+    ),
 ]
 InsecureOption = Annotated[
     bool,
-    typer.Option("--insecure", help="Plain HTTP and certificates that nobody vouches for, for every registry."),
+    typer.Option("--insecure", help="Allow plain HTTP, and certificates that no CA signed, for every registry."),
 ]
 AuthfileOption = Annotated[
     Path | None,
@@ -63,19 +120,24 @@ CertsOption = Annotated[
     Path | None,
     typer.Option(
         envvar="MICA_CERTS",
-        help="Directory of HOST[:PORT]/hosts.toml or HOST[:PORT]/*.crt; default: certs.d of containerd, containers, "
-        "Docker below /etc.",
+        help="Directory with HOST[:PORT]/hosts.toml or HOST[:PORT]/*.crt; default: the directories certs.d of "
+        "containerd, containers and Docker below /etc.",
     ),
+]
+JobsOption = Annotated[
+    int,
+    typer.Option(min=0, max=16, help="Layers that this command makes at the same time; 0 leaves all to workers."),
 ]
 WaitOption = Annotated[
     float,
-    typer.Option("--wait", min=0, help="Seconds to wait while somebody else publishes into the repository."),
+    typer.Option("--wait", min=0, help="Seconds to wait while another process publishes into the repository."),
 ]
 FqrnArgument = Annotated[str, typer.Argument(help="Name of the repository, such as images.example.org.")]
 
 
 def mount_path(text: str) -> Path:
-    """A path as it is given. The parser's own type looks at it, and a mount's server that hangs does not answer."""
+    """A path as it is given. The parser's own type would look at the file, and wait for ever if a mount's server
+    hangs."""
     return Path(text)
 
 

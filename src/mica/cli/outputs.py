@@ -13,6 +13,7 @@ from mica.oci.registry import open_registry
 from mica.oci.session import RegistryOptions
 from mica.thin.image import ImageWriter
 
+LOCAL_KINDS = frozenset({"oci", "oci-archive"})
 _HINT = "oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker://REF"
 
 
@@ -25,23 +26,23 @@ class Output(NamedTuple):
 
 
 def parse_output(text: str) -> Output:
-    """Raises UserError, so that it can be asked before anything is published."""
+    """Raises UserError. It is called before anything is published."""
     kind, _, place = text.partition(":")
     if kind == "docker" and place.startswith("//"):
         reference = Reference.parse(place[2:])
         if reference.digest is not None:
-            raise UserError(f"{text!r} has a digest, which a thin image cannot be told to have.")
+            raise UserError(f"{text!r} has a digest, which a thin image gets only when it is made.")
         has_tag = ":" in place.rpartition("/")[2]
         return Output(kind, reference.name, (reference.tag or "") if has_tag else "")
     path, tag = _split_tag(place)
-    if kind not in {"oci", "oci-archive"} or not path:
+    if kind not in LOCAL_KINDS or not path:
         raise UserError(f"{text!r} is not {_HINT}.")
     return Output(kind, path, tag)
 
 
 @contextlib.contextmanager
 def open_output(output: Output, registry: RegistryOptions, *, tag: str) -> Iterator[ImageWriter]:
-    """A writer for the length of a block; `tag` is the one that is going to be written."""
+    """A writer for the length of a block; `tag` is the tag that will be written."""
     if output.kind == "docker":
         with open_registry(registry) as client:
             yield RegistryWriter(client, Reference.parse(f"{output.place}:{tag}"))

@@ -1,8 +1,6 @@
 """`mica portal`: the registry that makes thin images on demand, in the foreground."""
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,16 +11,18 @@ from mica.cli.options import AuthfileOption, CertsOption, ConfigOption, Insecure
 if TYPE_CHECKING:
     from mica.cli.registries import Access
     from mica.config import PortalConfig
+    from mica.convert.converter import ConverterOptions, Platforms
+    from mica.jobs.queue import JobQueue
     from mica.portal.policy import AccessList
     from mica.portal.server import Certificate
-    from mica.thin.converter import ConverterOptions, Platforms
 
 
 def portal(
     state: StateOption,
     config: ConfigOption = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Instead of what the configuration says; port 0: any.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Use this instead of the configuration's; port 0 takes a free one."),
     ] = None,
     insecure: InsecureOption = False,
     authfile: AuthfileOption = None,
@@ -33,37 +33,41 @@ def portal(
     The section [portal] of the configuration says which names may be asked for, by whom, and where the layers go.
     """
     from mica.cli.places import Places
+    from mica.cli.queues import opened_queue
     from mica.cli.registries import Access
+    from mica.convert.converter import Converter
+    from mica.httpbase import serving
     from mica.oci.registry import open_registry
     from mica.portal.answers import Portal
     from mica.portal.policy import Policy
-    from mica.portal.server import PortalServer, serving
-    from mica.portal.shelf import Shelf
+    from mica.portal.server import PortalServer
+    from mica.portal.shelf import SHELF_DIRECTORY, Shelf
     from mica.portal.thinimages import ThinImages, Timing
     from mica.publish.manager import ReleaseManager
-    from mica.thin.converter import Converter
+    from mica.signals import EndSignals
 
     settings = Places(state, config=config).portal
-    access = Access(insecure, authfile, certs)
+    access = Access(insecure, authfile, certs, config)
     policy = Policy(settings.allow, settings.upstreams)
     asking = _access_list(settings)
     timing = Timing(settings.recheck_s, settings.patience_s)
     address = parse_address(listen or settings.listen)
-    with ReleaseManager.open(state, settings.repository) as manager, open_registry(access.options()) as client:
+    with (
+        opened_queue(config) as queue,
+        ReleaseManager.open(state, settings.repository) as manager,
+        open_registry(access.options()) as client,
+    ):
         manager.head()
-        converter = Converter(manager, _converter_options(settings, access))
+        converter = Converter(manager, _converter_options(settings, access, queue))
         images = ThinImages(
-            policy, Shelf(manager.thin), client, converter,
+            policy, Shelf(manager.directory(SHELF_DIRECTORY)), client, converter,
             platforms=_platforms(settings), timing=timing, conversions=settings.conversions,
         )  # fmt: skip
         server = PortalServer(address, Portal(images, asking), _certificate(settings))
-        stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-        with serving(server):
+        with EndSignals() as end, serving(server):
             sys.stdout.write(f"{server.url}\n")
             sys.stdout.flush()
-            stop.wait()
+            end.wait()
             converter.stop()
 
 
@@ -75,7 +79,7 @@ def _access_list(settings: "PortalConfig") -> "AccessList":
     if (settings.users or settings.tokens) and not users and not tokens:
         from mica.errors import UserError
 
-        raise UserError("The files of users and tokens name nobody who may ask the portal.")
+        raise UserError("The portal's files of users and tokens have no entry, so nobody could pull.")
     return AccessList(users, tokens)
 
 
@@ -89,20 +93,23 @@ def _secret(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _converter_options(settings: "PortalConfig", access: "Access") -> "ConverterOptions":
-    from mica.thin.building import ConversionLimits
-    from mica.thin.converter import ConverterOptions
+def _converter_options(settings: "PortalConfig", access: "Access", queue: "JobQueue | None") -> "ConverterOptions":
+    from mica.cli.queues import maker_of
+    from mica.convert.converter import ConverterOptions
+    from mica.convert.layerbuilder import ConversionLimits
+    from mica.convert.making import DEFAULT_JOBS
 
     gib = 1 << 30
     limits = ConversionLimits(max_layer_bytes=int(settings.max_layer_gib * gib))
     return ConverterOptions(
-        access.source_options(), limits, wait_s=settings.patience_s, max_image_bytes=int(settings.max_image_gib * gib)
-    )
+        access.source_options(), limits, wait_s=settings.patience_s, max_image_bytes=int(settings.max_image_gib * gib),
+        open_maker=maker_of(queue, limits, jobs=DEFAULT_JOBS),
+    )  # fmt: skip
 
 
 def _platforms(settings: "PortalConfig") -> "Platforms":
+    from mica.convert.converter import Platforms
     from mica.oci.platforms import Platform
-    from mica.thin.converter import Platforms
 
     return Platforms(tuple(map(Platform.parse, settings.platforms)))
 

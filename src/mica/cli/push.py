@@ -17,7 +17,8 @@ from mica.cli.options import (
     StateOption,
     UrlOption,
 )
-from mica.cli.output import print_facts, print_json
+from mica.cli.printing import print_facts, print_json
+from mica.errors import UserError
 
 if TYPE_CHECKING:
     from mica.cli.places import Places
@@ -46,21 +47,27 @@ def push(
     from mica.cli.registries import Access
 
     places = Places(state, config=config, urls=urls, keys=keys, proxies=proxies, cache=cache, quota=quota)
-    digest = push_thin(thin, reference, places, Access(insecure, authfile, certs))
+    digest = push_thin(thin, reference, places, Access(insecure, authfile, certs, config))
     facts: dict[str, object] = {"pushed": reference.removeprefix("docker://"), "thin_image": digest}
     (print_json if as_json else print_facts)(facts)
 
 
 def push_thin(name: str, target: str, places: "Places", access: "Access") -> str:
-    """Push a thin image as it is, or one made of a name kept in a repository; returns its manifest's digest."""
+    """Push a thin image as it is, or make it from a name kept in a repository. Returns the digest of its manifest."""
     from mica.cli.images import find_image, source_of
     from mica.cli.outputs import open_output, parse_output
     from mica.oci.push import copy_images
     from mica.oci.reference import Reference
     from mica.oci.registry import open_registry
-    from mica.oci.source import open_choice
+    from mica.oci.source import open_choice, scheme_of
     from mica.thin.image import require_thin, write_thin_image
 
+    # A name without a scheme is at Docker's registry, to which anybody may push.
+    if scheme_of(target) not in {"", "docker"} or "://" in target.removeprefix("docker://"):
+        raise UserError(
+            f"{target!r} is not in a registry, and mica push writes to registries only.",
+            hint="Give REGISTRY/NAME:TAG; mica convert --output writes layouts and archives.",
+        )
     output = parse_output(f"docker://{target.removeprefix('docker://')}")
     tag = output.tag or "latest"
     if (source := source_of(name)) is not None:

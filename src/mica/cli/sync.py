@@ -1,25 +1,33 @@
-"""`mica sync`: a repository as a recipe wishes it, once or again and again."""
+"""`mica sync`: makes a repository what a recipe says, once or in a loop."""
 
 import json
 import os
-import signal
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mica.cli.options import AuthfileOption, CertsOption, InsecureOption, JsonOption, StateOption, WaitOption
-from mica.cli.output import print_json, print_table, show_error
+from mica.cli.options import (
+    AuthfileOption,
+    CertsOption,
+    ConfigOption,
+    InsecureOption,
+    JobsOption,
+    JsonOption,
+    StateOption,
+    WaitOption,
+)
+from mica.cli.printing import print_json, print_table, show_error
 
 if TYPE_CHECKING:
     from mica.cli.registries import Access
+    from mica.convert.converter import Platforms
     from mica.oci.session import RegistryOptions
     from mica.sync.recipe import Recipe
     from mica.sync.round import RoundResult
-    from mica.thin.converter import Platforms
 
 _DAY_S = 86400
 
@@ -27,46 +35,59 @@ _DAY_S = 86400
 def sync(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The wish list, a YAML file.")],
     state: StateOption,
-    loop: Annotated[bool, typer.Option("--loop", help="Again and again, until SIGTERM or SIGINT.")] = False,
+    loop: Annotated[
+        bool,
+        typer.Option(
+            "--loop",
+            help="Repeat until SIGTERM or SIGINT; a second signal does not wait for the image at hand.",
+        ),
+    ] = False,
     interval_s: Annotated[float, typer.Option("--interval", min=1, help="Seconds between the rounds of a loop.")] = 600,
-    check: Annotated[bool, typer.Option("--check", help="Only read the recipe and name what is wrong.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only read the recipe and report what is wrong.")] = False,
     platform: Annotated[
         list[str] | None, typer.Option(help="Which images of an index, such as linux/amd64; several make an index.")
     ] = None,
     all_platforms: Annotated[bool, typer.Option("--all-platforms", help="All images of each index.")] = False,
     grace_days: Annotated[
-        float, typer.Option(min=0, help="Days that an image and its layers stay after they left the recipe.")
+        float, typer.Option(min=0, help="Days that an image and its layers stay after the image left the recipe.")
     ] = 30,
+    accept_removals: Annotated[
+        bool,
+        typer.Option("--accept-removals", help="Remove images even if a list of tags has lost many at once."),
+    ] = False,
     notify: Annotated[
-        Path | None, typer.Option("--notify", "-n", help="File that gets a line of JSON for all that happens.")
+        Path | None, typer.Option("--notify", "-n", help="File that gets a line of JSON for each event.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=16, help="Layers that are made side by side.")] = 2,
+    jobs: JobsOption = 2,
     wait_s: WaitOption = 300,
+    config: ConfigOption = None,
     insecure: InsecureOption = False,
     authfile: AuthfileOption = None,
     certs: CertsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert the images of a wish list that are new or have changed, push their thin images, remove what has left.
+    """Convert the new and changed images of a wish list, push their thin images, remove images that left the list.
 
-    A line that fails never stops the others; the summary names it, and the exit code tells of it.
+    A line that fails never stops the others: the summary names it, and the exit code is not 0. A loop begins only with
+    a recipe that can be read; a round that fails later is reported and tried again.
     """
     from mica.cli.registries import Access
+    from mica.signals import EndSignals
 
-    access = Access(insecure, authfile, certs)
+    access = Access(insecure, authfile, certs, config)
     settings = _Settings(
-        state, access, _platforms(platform or [], every=all_platforms), int(grace_days * _DAY_S), notify, jobs, wait_s
-    )
+        state, access, _platforms(platform or [], every=all_platforms), int(grace_days * _DAY_S), notify, jobs, wait_s,
+        accepts_removals=accept_removals,
+    )  # fmt: skip
     if check:
         raise typer.Exit(_check(recipe))
-    stop = threading.Event()
-    if loop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-    while True:
-        code = _one_round(recipe, settings, stop, as_json=as_json, goes_on=loop)
-        if not loop or stop.wait(interval_s):
-            raise typer.Exit(0 if loop else code)
+    if not loop:
+        raise typer.Exit(_one_round(recipe, settings, lambda: False, as_json=as_json, goes_on=False))
+    _check_start(recipe, state)
+    with EndSignals(second_ends=True) as end:
+        while not end.has_come():
+            _one_round(recipe, settings, end.has_come, as_json=as_json, goes_on=True)
+            end.wait(interval_s)
 
 
 class _Settings:
@@ -81,7 +102,10 @@ class _Settings:
         notify: Path | None,
         jobs: int,
         wait_s: float,
+        *,
+        accepts_removals: bool,
     ) -> None:
+        self.accepts_removals = accepts_removals
         self.state = state
         self.access = access
         self.platforms = platforms
@@ -91,39 +115,54 @@ class _Settings:
         self.wait_s = wait_s
 
 
-def _one_round(path: Path, settings: _Settings, stop: threading.Event, *, as_json: bool, goes_on: bool) -> int:
+def _one_round(
+    path: Path, settings: _Settings, should_stop: Callable[[], bool], *, as_json: bool, goes_on: bool
+) -> int:
     from mica.errors import MicaError
 
     try:
         recipe = _read(path)
-        result = _run(path, recipe, settings, stop)
+        result = _run(path, recipe, settings, should_stop)
     except MicaError as error:
         if not goes_on:
             raise
         show_error(error)
         return error.exit_code
     _show(path, recipe, result, as_json=as_json)
+    sys.stdout.flush()  # a loop may go on for days
     return result.exit_code
 
 
-def _run(path: Path, recipe: "Recipe", settings: _Settings, stop: threading.Event) -> "RoundResult":
+def _run(path: Path, recipe: "Recipe", settings: _Settings, should_stop: Callable[[], bool]) -> "RoundResult":
     from mica.cli.bars import LayerBars
+    from mica.cli.queues import maker_of, opened_queue
+    from mica.convert.converter import ConverterOptions
+    from mica.convert.layerbuilder import DEFAULT_LIMITS
     from mica.files import locked
     from mica.publish.manager import ReleaseManager
     from mica.sync.round import SyncOptions, SyncRound
-    from mica.sync.state import read_state, write_state
-    from mica.thin.converter import ConverterOptions
+    from mica.sync.state import STATE_DIRECTORY, read_state, write_state
 
-    converter = ConverterOptions(settings.access.source_options(), jobs=settings.jobs, wait_s=settings.wait_s)
-    options = SyncOptions(converter, _output_options(recipe, settings.access), settings.platforms, settings.grace_s)
-    with ReleaseManager.open(settings.state, recipe.fqrn) as manager, LayerBars() as bars:
-        memory = manager.sync / f"{path.stem}.json"
+    with (
+        opened_queue(settings.access.config) as queue,
+        ReleaseManager.open(settings.state, recipe.fqrn) as manager,
+        LayerBars() as bars,
+    ):
+        converter = ConverterOptions(
+            settings.access.source_options(), jobs=settings.jobs, wait_s=settings.wait_s,
+            open_maker=maker_of(queue, DEFAULT_LIMITS, jobs=settings.jobs),
+        )  # fmt: skip
+        options = SyncOptions(
+            converter, _output_options(recipe, settings.access), settings.platforms, settings.grace_s,
+            settings.accepts_removals,
+        )  # fmt: skip
+        memory = manager.directory(STATE_DIRECTORY) / f"{path.stem}.json"
         with locked(memory.with_suffix(".lock"), what=f"The recipe {path}"):
             known = read_state(memory)
             try:
                 return SyncRound(
                     recipe, manager, known, options,
-                    observer=bars, notify=_notifier(settings.notify), should_stop=stop.is_set,
+                    observer=bars, notify=_notifier(settings.notify), should_stop=should_stop,
                 ).run()  # fmt: skip
             finally:
                 write_state(memory, known)
@@ -138,6 +177,15 @@ def _read(path: Path) -> "Recipe":
     return parse_recipe(data, f"The recipe {path}")
 
 
+def _check_start(path: Path, state: Path) -> None:
+    """An error at the start ends the command, because another attempt would not help. Later a loop goes on after any
+    error of a round."""
+    from mica.publish.manager import ReleaseManager
+
+    with ReleaseManager.open(state, _read(path).fqrn):
+        pass
+
+
 def _check(path: Path) -> int:
     recipe = _read(path)
     wrong = [wish for wish in recipe.wishes if wish.problem]
@@ -148,23 +196,31 @@ def _check(path: Path) -> int:
 
 
 def _platforms(texts: list[str], *, every: bool) -> "Platforms":
+    from mica.convert.converter import Platforms
     from mica.oci.platforms import Platform
-    from mica.thin.converter import Platforms
 
     return Platforms(tuple(map(Platform.parse, texts)), every)
 
 
 def _output_options(recipe: "Recipe", access: "Access") -> "RegistryOptions":
-    """The recipe's user with the password that the environment has for it, else the usual login."""
+    """For the registry that the recipe names: the recipe's user, with the password from the environment. Else the usual
+    login."""
     import dataclasses
 
     from mica.oci.auth import Credential
+    from mica.sync.recipe import output_registry
 
     options = access.options()
     password = os.environ.get("DUCC_OUTPUT_REGISTRY_PASS", "")
-    if not recipe.user or not password:
+    registry = output_registry(recipe.output_format)
+    if not recipe.user or not password or not registry:
         return options
-    return dataclasses.replace(options, find_credential=lambda _: Credential(recipe.user, password))
+
+    def find(place: str) -> "Credential | None":
+        is_own = place.partition("/")[0] == registry
+        return Credential(recipe.user, password) if is_own else options.find_credential(place)
+
+    return dataclasses.replace(options, find_credential=find)
 
 
 def _notifier(path: Path | None) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mica.errors import UsageError
 from mica.files import mapped_os_errors, replace_file
-from mica.node.stack import LayerStack, Method
+from mica.layers.stack import LayerStack, Method
 from mica.repo.localname import LocalName
 from mica.run.program import program_content
 from mica.run.request import Process
@@ -13,25 +13,20 @@ from mica.thin.trace import TRACE_MAX_BYTES, Piece, ProgramTrace, format_traces,
 
 
 class ProgramWatch:
-    """One run. `recorded` gets what was asked for while it was served.
+    """Records one run. `recorded` gets the content that was asked for during the run.
 
-    Raises UsageError for a cache that is not empty, since nobody asks for what is here, and for a method without
-    metadata images, which knows of no content.
+    Raises UsageError for a method without metadata images, because it does not know the content.
     """
 
-    def __init__(self, cache: Path, method: Method) -> None:
+    def __init__(self, method: Method) -> None:
         if method in {Method.REPOSITORY, Method.EXTERNAL}:
-            raise UsageError(f"With the method {method} nobody knows what a program asks for.")
-        if any((cache / "objects").glob("??/*")):
-            raise UsageError(
-                f"The cache {cache} is not empty: a trace has what it lacks.", hint="Give another: --cache"
-            )
+            raise UsageError(f"The method {method} cannot record a trace.", hint="Choose another with --method.")
         self.recorded: list[Piece] = []
         self._command: tuple[str, ...] = ()
         self._trigger: LocalName | None = None
 
     def watch(self, layers: LayerStack) -> Callable[[Path, Process], None]:
-        """What a run calls when it has its root directory."""
+        """The function that a run calls when it has its root directory."""
 
         def opened(rootfs: Path, process: Process) -> None:
             self._command, self._trigger = process.args, program_content(rootfs, process, layers.lower)
@@ -39,15 +34,26 @@ class ProgramWatch:
         return opened
 
     def write(self, path: Path) -> None:
-        """Once the run is over."""
+        """Write the trace after the run."""
         assert self._trigger is not None
         trace = ProgramTrace(self._command, self._trigger, tuple(self.recorded))
         with mapped_os_errors(f"write {path}"):
             replace_file(path, format_traces([trace]))
 
 
+def refuse_used_cache(cache: Path) -> None:
+    """Call it before an image is looked up, because that brings catalogs into the cache.
+
+    Raises UsageError for a cache that is not empty, because cached content is not asked for.
+    """
+    if any((cache / "objects").glob("??/*")):
+        raise UsageError(
+            f"The cache {cache} is not empty, which a trace needs.", hint="Give an empty one with --cache."
+        )
+
+
 def read_traces(paths: list[Path]) -> list[ProgramTrace]:
-    """Those of all files; of one program the last. Raises UserError naming a file that is no trace."""
+    """The traces of all files; of several for one program the last. Raises UserError naming a file that is no trace."""
     traces = []
     for path in paths:
         with mapped_os_errors(f"read {path}"), path.open("rb") as file:

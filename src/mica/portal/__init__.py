@@ -1,1 +1,1 @@
-"""Thin images on demand: a registry to pull from, which makes what it is asked for."""
+"""Thin images on demand: a registry to pull from, which makes an image when it is asked for."""

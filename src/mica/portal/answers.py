@@ -1,4 +1,4 @@
-"""The OCI distribution protocol, the half that pulls: a request to an answer. No sockets; any thread.
+"""The pull half of the OCI distribution protocol: from a request to an answer. No sockets; any thread.
 
 https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pull: `GET /v2/`, manifests, blobs, tags; HEAD is
 GET without the body, which the server leaves out. Errors have the codes and the form that the specification gives.
@@ -27,7 +27,7 @@ _BINARY = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent; Content-Length is the server's business."""
+    """An answer; the server adds Content-Length."""
 
     status: HTTPStatus
     body: bytes = field(default=b"", repr=False)
@@ -42,7 +42,7 @@ class Portal:
         self._access = access
 
     def answer(self, target: str, authorization: str) -> Answer:
-        """To a GET or HEAD of a target such as `/v2/docker.io/library/debian/manifests/12`."""
+        """The answer to GET or HEAD of a target such as `/v2/docker.io/library/debian/manifests/12`."""
         parts = urlsplit(target)
         if not self._access.allows(authorization):
             headers = {"WWW-Authenticate": 'Basic realm="mica portal", charset="UTF-8"'}
@@ -67,7 +67,7 @@ class Portal:
             return Answer(HTTPStatus.OK, data, {"Content-Type": _BINARY, "Docker-Content-Digest": version})
         if kind == "tags":
             if version != "list":
-                raise NotFoundError(f"{name} has no {version[:40]!r} of its tags.")
+                raise NotFoundError(f"{name} has no page tags/{version[:40]}.")
             return _page(name, self._images.tags(name), query)
         if ":" not in version and _TAG.fullmatch(version) is None:
             raise NotFoundError(f"{version[:100]!r} is not a tag.")
@@ -88,7 +88,7 @@ def _page(name: str, tags: list[str], query: Mapping[str, list[str]]) -> Answer:
 
 
 def _explained(error: MicaError, kind: str) -> Answer:
-    """Clients show the message; which status makes them do what: docs/adr/0007-portal.md."""
+    """Clients show the message; docs/adr/0006-portal.md says what they do after each status."""
     text = f"{error} {error.hint}".strip()
     if isinstance(error, StillMakingError):
         headers = {"Retry-After": str(_RETRY_AFTER_S)}
@@ -112,6 +112,6 @@ def _refusal(status: HTTPStatus, code: str, text: str, headers: Mapping[str, str
 
 
 def unsupported() -> Answer:
-    """To all that is not pulling."""
+    """The answer to all requests that do not pull."""
     text = "This portal is pulled from; it takes nothing."
     return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", text, {"Allow": "GET, HEAD"})

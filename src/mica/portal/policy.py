@@ -1,4 +1,4 @@
-"""Which images may be asked for, and by whom. Pure; any thread.
+"""The images that clients may pull, and the clients that may pull. Pure; any thread.
 
 A name at the portal is `<upstream>/<repository>`, as in `docker.io/library/r-base`: the upstream is the host of a
 registry, or a short name that the configuration gives to one (a host with a port has no other way into a name).
@@ -15,7 +15,7 @@ from mica.oci.reference import Reference
 
 
 class ForbiddenError(UserError):
-    """Not by this portal, or not by this client."""
+    """This portal does not serve the name, or this client may not pull."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Policy:
     upstreams: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def upstream_of(self, name: str) -> Reference:
-        """The repository upstream that a name stands for, with a tag that means nothing.
+        """The repository upstream that a name stands for; its tag has no meaning.
 
-        Raises ForbiddenError for a name that is not allowed, UserError for one that is none.
+        Raises ForbiddenError for a name that is not allowed, UserError for a malformed one.
         """
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow):
             raise ForbiddenError(f"{name[:200]!r} is not one of the names that this portal makes thin images of.")
@@ -40,7 +40,7 @@ class Policy:
 
 
 class AccessList:
-    """Users by password and clients by token; nobody in either means that everybody may ask."""
+    """Users with passwords, and tokens of clients; if both are empty, every client may pull."""
 
     def __init__(self, users: Mapping[str, str], tokens: frozenset[str]) -> None:
         self._basic = [f"{user}:{password}".encode() for user, password in users.items()]
@@ -51,7 +51,7 @@ class AccessList:
         return not self._basic and not self._tokens
 
     def allows(self, authorization: str) -> bool:
-        """By the header of a request. Every candidate is compared, whichever fits: time tells nothing."""
+        """Whether the header of a request is right. Every candidate is compared, so the time does not reveal one."""
         if self.is_open:
             return True
         scheme, _, value = authorization.strip().partition(" ")
@@ -71,7 +71,7 @@ def _is_among(given: bytes, known: list[bytes]) -> bool:
 
 
 def parse_users(data: bytes, what: str) -> dict[str, str]:
-    """Lines `user:password`; empty ones and those with # in front do not count. Raises UserError without the line."""
+    """Lines `user:password`; empty lines and those with # in front are skipped. Raises UserError without the line."""
     users = {}
     for number, line in enumerate(_lines(data, what), 1):
         user, colon, password = line.partition(":")
@@ -82,7 +82,7 @@ def parse_users(data: bytes, what: str) -> dict[str, str]:
 
 
 def parse_tokens(data: bytes, what: str) -> frozenset[str]:
-    """A token a line. Raises UserError."""
+    """One token a line. Raises UserError."""
     tokens = frozenset(_lines(data, what))
     if any(len(token) < _TOKEN_LENGTH for token in tokens):
         raise UserError(f"{what} has a token of fewer than {_TOKEN_LENGTH} characters.")
@@ -94,7 +94,7 @@ _TOKEN_LENGTH = 16
 
 def _lines(data: bytes, what: str) -> list[str]:
     try:
-        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
+        lines = [line.strip() for line in data.decode("utf-8").split("\n")]
     except UnicodeDecodeError:
         # Not chained: the exception carries the bytes.
         raise UserError(f"{what} is not text.") from None

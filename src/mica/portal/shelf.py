@@ -1,9 +1,9 @@
-"""The thin images that were made: all small, kept for good, read by whoever asks.
+"""The thin images that were made: all are small and kept for good.
 
-    <root>/<sha256 of the name>/          an OCI image layout for each repository at the portal
-    <root>/<sha256 of the name>/tags/<tag>.json     {"upstream": digest, "manifest": digest, "media_type": …}
+    <home>/thin/<sha256 of the name>/     an OCI image layout for each repository at the portal
+    <home>/thin/<sha256 of the name>/tags/<tag>.json     {"upstream": digest, "manifest": digest, "media_type": …}
 
-What a repository does not hold cannot be got under its name. Any thread; the tag's file is replaced last.
+A repository's name gives only images of its own layout. Any thread; the tag's file is replaced last.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from mica.oci.blobdigest import is_digest, split_digest
 from mica.oci.documents import DOCUMENT_LIMIT_BYTES, Fields, parse_document
 from mica.oci.layoutwriter import LayoutWriter
 
+SHELF_DIRECTORY = "thin"
+"""Its name in a repository's directory (`ReleaseManager.directory`)."""
 _TAGS = "tags"
 
 
@@ -47,12 +49,12 @@ class Shelf:
         return LayoutWriter(directory)
 
     def tag(self, name: str, tag: str) -> ShelvedTag | None:
-        """None for a tag that is not there, or whose file or manifest is of no use."""
+        """None for a missing tag, and for a tag whose file or manifest is damaged."""
         try:
             data = self._tag_path(name, tag).read_bytes()
             fields = parse_document(data, what="a tag")
             found = ShelvedTag(*(fields.text(member) for member in ShelvedTag._fields))
-        except Exception:  # whatever it is, the image is made again
+        except Exception:  # after every failure the image is made again
             return None
         return found if is_digest(found.manifest) and self.manifest(name, found.manifest) is not None else None
 

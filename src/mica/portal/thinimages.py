@@ -1,8 +1,8 @@
 """Thin images by name: made when they are first asked for, checked again after a while, served when upstream is down.
 
-Who asks for an image that is being made joins that conversion and waits for it, for as long as clients do; the
-conversion goes on when they have gone. Any thread. Races: the task of a name is found or begun under the lock, and
-taken out of the table when it is done, so whoever comes later begins a new one, which finds the image on the shelf.
+A request for an image that is being made joins that conversion and waits for it, up to a limit; the conversion goes on
+when its clients have gone. Any thread. Races: the task of a name is found or begun under the lock, and taken out of the
+table when it is done. So a later request begins a new task, which finds the image on the shelf.
 """
 
 import threading
@@ -12,24 +12,24 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
+from mica.convert.converter import Converter, Platforms
 from mica.errors import MicaError, NotFoundError, TemporaryError
 from mica.logs import logger
 from mica.oci.reference import Reference
 from mica.oci.registry import RegistryClient
 from mica.portal.policy import Policy
 from mica.portal.shelf import Document, Shelf, ShelvedTag
-from mica.thin.converter import Converter, Platforms
 
 _LOG = logger(__name__)
 
 
 class StillMakingError(TemporaryError):
-    """The image is being made, and takes longer than a client is kept waiting."""
+    """The image is still being made when the client's time to wait is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """`recheck_s`: how long a tag is taken to be what it was. `patience_s`: how long a client is kept waiting."""
+    """`recheck_s`: how long a tag is taken to be unchanged. `patience_s`: how long a client waits at most."""
 
     recheck_s: float = 60.0
     patience_s: float = 900.0
@@ -61,7 +61,8 @@ class ThinImages:
         self._checked: dict[tuple[str, str], float] = {}
 
     def manifest(self, name: str, version: str) -> Document:
-        """By tag or digest. Raises NotFoundError, ForbiddenError, StillMakingError, and what converting raises."""
+        """By tag or digest. Raises NotFoundError, ForbiddenError, StillMakingError, the errors of converting, and
+        TemporaryError if the image is removed from the shelf meanwhile."""
         upstream = self._policy.upstream_of(name)
         if ":" in version:
             found = self._shelf.manifest(name, version)
@@ -71,7 +72,8 @@ class ThinImages:
         reference = Reference.parse(f"{upstream.name}:{version}")
         shelved = self._wait_for(name, version, lambda: self._look(name, reference))
         document = self._shelf.manifest(name, shelved.manifest)
-        assert document is not None, "a tag is on the shelf after its manifest"
+        if document is None:
+            raise TemporaryError(f"{name}:{version} was removed while it was asked for.", hint="Ask for it again.")
         return document
 
     def blob(self, name: str, digest: str) -> bytes:
@@ -82,7 +84,7 @@ class ThinImages:
         return data
 
     def tags(self, name: str) -> list[str]:
-        """What could be asked for; what was made so far, while upstream is down."""
+        """The tags upstream; while upstream is down, the tags of images that were made."""
         upstream = self._policy.upstream_of(name)
         try:
             return sorted(set(self._client.tags(upstream)))
@@ -123,7 +125,7 @@ class ThinImages:
             future.set_exception(outcome)
 
     def _look(self, name: str, reference: Reference) -> ShelvedTag:
-        """What a tag stands for now; what it stood for, while that cannot be found out."""
+        """The image that a tag stands for now; while upstream does not answer, the last one known."""
         assert reference.tag is not None
         known = self._shelf.tag(name, reference.tag)
         try:
@@ -143,8 +145,8 @@ class ThinImages:
                 self._slots,
                 self._converter.opened(f"docker://{reference}", self._platforms) as opened,
             ):
-                self._converter.convert(opened)
-                written = self._converter.write(opened, self._shelf.writer(name), tag=reference.tag)
+                conversion = self._converter.convert(opened)
+                written = self._converter.write(opened, conversion, self._shelf.writer(name), tag=reference.tag)
         except MicaError as error:
             _LOG.warning("%s could not be converted: %s", reference, error)
             raise

@@ -1,1 +1,1 @@
-"""Recipes (wish lists): which images a repository is to have, and keeping it so."""
+"""Recipes (wish lists): the images that a repository is to have, and the rounds that bring them."""

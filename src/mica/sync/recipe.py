@@ -8,7 +8,7 @@
       - 'https://registry.hub.docker.com/library/fedora:latest'
       - 'ghcr.io/org/app:3.*'
 
-A recipe that is none is refused as a whole; a line of `input` that is none is a `Wish` with a problem, so that it
+A malformed recipe is refused as a whole. A malformed line of `input` becomes a `Wish` with a problem, so that it
 never stops the others.
 """
 
@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 
 from mica.errors import UserError
-from mica.oci.reference import DOCKER_HUB, Reference
-from mica.oci.tagpattern import TagPattern
+from mica.oci.reference import DOCKER_HUB, HUB_HOSTS, Reference, TagPattern
 from mica.repo.manifest import is_fqrn
 
 SIZE_LIMIT = 1 << 20
@@ -30,12 +29,12 @@ _VERSION = 1
 _KNOWN = ("version", "user", "cvmfs_repo", "output_format", "input")
 _VARIABLE = re.compile(r"\$\(([^)]*)\)")
 _VARIABLES = ("scheme", "registry", "repository", "reference", "tag", "digest", "image")
-_HUB_HOSTS = frozenset({"registry.hub.docker.com", "registry-1.docker.io", "index.docker.io", "hub.docker.com"})
+_HUB_HOSTS = HUB_HOSTS | {"registry.hub.docker.com", "hub.docker.com"}
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One line. `problem` is a sentence and the rest means nothing; or it is empty."""
+    """One line. `problem` is empty, or a sentence; then the other fields have no meaning."""
 
     text: str
     scheme: str = "https"
@@ -44,7 +43,7 @@ class Wish:
 
     @property
     def source(self) -> str:
-        """What a converter takes; its tag may be a pattern."""
+        """The source for a converter; its tag may be a pattern."""
         return f"docker://{self.name}"
 
     @property
@@ -54,7 +53,8 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`output_format` empty: thin images are not pushed. `user` empty: whatever login there is."""
+    """`output_format` empty: thin images are not pushed. `user` is a user of its registry; empty: the usual login
+    counts."""
 
     fqrn: str
     wishes: tuple[Wish, ...]
@@ -63,7 +63,7 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain values only; a key that comes twice is an error instead of a loss."""
+    """Plain values only; a key that comes twice is an error, where YAML would drop the first."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - the library's
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -167,8 +167,15 @@ def format_output(text: str, reference: Reference, scheme: str) -> str:
     return _VARIABLE.sub(lambda match: values[match[1]], text)
 
 
+def output_registry(text: str) -> str:
+    """The registry that an output format names itself; empty if a variable gives it, or if there is no format."""
+    _, separator, rest = text.partition("://")
+    registry = (rest if separator else text).partition("/")[0]
+    return "" if _VARIABLE.search(registry) else registry
+
+
 def parse_output_name(text: str) -> tuple[str, Reference]:
-    """Scheme and reference of a thin image's name. A digest, which a thin image cannot be told to have, becomes a tag.
+    """Scheme and reference of a thin image's name. A digest becomes a tag, because a thin image has one of its own.
 
     Raises UserError.
     """

@@ -1,48 +1,53 @@
-"""One round of a recipe: every wish looked at, what changed converted and pushed, what is gone scheduled and removed.
+"""One round of a recipe: looks at every wish, converts and pushes changed images, schedules and removes lost ones.
 
-A tag is what its digest is: it is asked for with HEAD, which registries do not count, and nothing is converted while it
-stays. A wish that fails is a result with a sentence, never the end of the round. Records of images that left the
-recipe, or that a tag moved away from, are forgotten after a grace period, and layers that no record has named for as
-long go with them. One thread, and those of the converter.
+A tag is asked for with HEAD, which registries do not count, and converted only if its digest has changed. A wish that
+fails is a result with a sentence, never the end of the round. After a grace period the round removes records of images
+that left the recipe or that a tag no longer points at, and layers that no record has named for that long. If a list of
+tags has lost many at once, nothing is removed without `--accept-removals`: registries, and proxies in front of them,
+have sent halves of lists as whole ones. One thread, and those of the converter.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from mica.convert.converter import Converter, ConverterOptions, OpenedSource, Platforms
+from mica.convert.plan import Observer
+from mica.convert.publishing import Conversion
+from mica.convert.removal import list_records, remove_layers, remove_record, unused_layers
 from mica.errors import MicaError, UserError
 from mica.oci.endpoints import HostConfig, plain_http_config
+from mica.oci.image import NoImageError
 from mica.oci.push import RegistryWriter
-from mica.oci.reference import Reference
+from mica.oci.reference import Reference, TagPattern
 from mica.oci.registry import RegistryClient, open_registry
 from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions
-from mica.oci.tagpattern import TagPattern
 from mica.publish.manager import ReleaseManager
 from mica.sync.recipe import Recipe, Wish, format_output, parse_output_name
 from mica.sync.state import SyncedImage, SyncState
-from mica.thin.convert import Conversion, Observer
-from mica.thin.converter import Converter, ConverterOptions, OpenedSource, Platforms
 from mica.thin.layout import image_path
-from mica.thin.removal import list_records, remove_layers, remove_record, unused_layers
 
 Notify = Callable[[dict[str, Any]], None]
+_MUCH_PART = 0.25
+_MUCH_AT_LEAST = 2
 
 
 class Outcome(StrEnum):
-    """How an image fared in a round."""
+    """The result of an image in a round. LEFT_OUT: a pattern matched something that is not an image, as a signature."""
 
     CONVERTED = "converted"
     UNCHANGED = "unchanged"
     FAILED = "failed"
+    LEFT_OUT = "left out"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """`error` is there if it failed; `image` is then the line of the recipe if it could not even be read."""
+    """`error` is set if it failed; `image` is then the recipe's line if that could not be read."""
 
     image: str
     outcome: Outcome
@@ -61,19 +66,21 @@ class RoundResult:
 
     @property
     def exit_code(self) -> int:
-        """0, or the code of the failures if all have the same, 1 otherwise."""
+        """0 without failures, the failures' code if all have the same, 1 otherwise."""
         codes = {one.error.exit_code for one in self.images if one.error is not None}
         return 0 if not codes else codes.pop() if len(codes) == 1 else UserError.exit_code
 
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """`output` is how the registry that thin images are pushed to is spoken to."""
+    """`output` has the options for the registry of thin images. `accepts_removals`: images are removed even if a list
+    of tags has lost many at once."""
 
     converter: ConverterOptions
     output: RegistryOptions
     platforms: Platforms
     grace_s: int
+    accepts_removals: bool = False
 
 
 class SyncRound:
@@ -118,6 +125,9 @@ class SyncRound:
                     unclear.append(wish)
                     results.append(self._failed(wish.text, error))
                     continue
+                if lost := self._suddenly_lost(wish, references):
+                    wanted |= lost
+                    results.append(self._failed(wish.text, _sudden_loss(wish, lost)))
                 for reference in references:
                     if reference.text not in wanted:
                         wanted.add(reference.text)
@@ -139,24 +149,45 @@ class SyncRound:
         known = self._state.images.get(reference.text)
         if known is not None and (known.digest, known.output) == (digest, output):
             return ImageResult(reference.text, Outcome.UNCHANGED)
+        try:
+            return self._converted(reference, digest, output, target)
+        except NoImageError:
+            if TagPattern.parse(wish.name) is None:
+                raise
+        self._state.put(reference.text, SyncedImage(digest, output, ()), due_s=self._due_s)
+        return ImageResult(reference.text, Outcome.LEFT_OUT)
+
+    def _converted(
+        self, reference: Reference, digest: str, output: str, target: tuple[str, Reference] | None
+    ) -> ImageResult:
         with self._converter.opened(f"docker://{reference.text}", self._options.platforms) as opened:
             conversion = self._converter.convert(opened)
             if target is not None:
-                self._push(opened, *target)
+                self._push(opened, conversion, *target)
             image = SyncedImage(opened.digest, output, _records(opened))
         self._state.put(reference.text, image, due_s=self._due_s)
         self._tell_converted(reference, digest, output, conversion)
         new_layers = sum(layer.is_new for layer in conversion.layers)
         return ImageResult(reference.text, Outcome.CONVERTED, new_layers)
 
-    def _push(self, opened: OpenedSource, scheme: str, target: Reference) -> None:
+    def _push(self, opened: OpenedSource, conversion: Conversion, scheme: str, target: Reference) -> None:
         plain = frozenset({target.registry} if scheme == "http" else ())
         with open_registry(_with_plain_http(self._options.output, plain)) as client:
-            self._converter.write(opened, RegistryWriter(client, target), tag=target.version)
+            self._converter.write(opened, conversion, RegistryWriter(client, target), tag=target.version)
+
+    def _suddenly_lost(self, wish: Wish, references: list[Reference]) -> set[str]:
+        """The images of a pattern whose tags are gone, if they are so many that the list may be incomplete."""
+        pattern = TagPattern.parse(wish.name)
+        if pattern is None or self._options.accepts_removals:
+            return set()
+        known = {text for text in self._state.images if pattern.matches(Reference.parse(text))}
+        lost = known - {reference.text for reference in references}
+        is_much = len(lost) >= _MUCH_AT_LEAST and len(lost) > _MUCH_PART * len(known)
+        return lost if is_much or lost == known else set()
 
     def _schedule(self, wanted: set[str], unclear: list[Wish]) -> None:
-        """Images that left the recipe. A line that could not be read or resolved may have meant any of its own; one
-        that is not even a name may have meant any at all."""
+        """Images that left the recipe. A line that could not be resolved may have meant any image of its repository; a
+        line that is not a name may have meant any image at all."""
         if any(wish.problem for wish in unclear):
             return
         kept = {f"{wish.registry}/{_repository(wish)}" for wish in unclear}
@@ -167,7 +198,7 @@ class SyncRound:
                 self._notify({"action": "schedule", "image": text, "status": "done", "due": self._due_s})
 
     def _removed(self, results: list[ImageResult]) -> tuple[list[str], int]:
-        """What went; a failure is a result like any other, and nothing went."""
+        """The images that were removed; a failure is a result like any other, and then nothing was removed."""
         try:
             return self._remove_due()
         except MicaError as error:
@@ -191,10 +222,10 @@ class SyncRound:
 
     def _remove(self, due: list[str], old: set[str]) -> list[str]:
         """Publish a revision without some records and layers; returns the records that were there. Shrinks `old` to
-        the layers that went."""
+        the layers that were removed."""
         with self._manager.transaction(wait_s=self._options.converter.wait_s) as transaction:
             removed = [text for text in due if remove_record(transaction.catalogs, image_path(Reference.parse(text)))]
-            # Somebody may have converted an image with such a layer meanwhile.
+            # Another process may have converted an image with such a layer meanwhile.
             records = [record for _, record in list_records(transaction.catalogs, transaction.store)]
             old.intersection_update(unused_layers(transaction.catalogs, records))
             remove_layers(transaction.catalogs, old)
@@ -215,10 +246,17 @@ class SyncRound:
         return ImageResult(image, Outcome.FAILED, error=error)
 
 
-def _references(wish: Wish, client: RegistryClient) -> Iterator[Reference] | list[Reference]:
-    """Raises UserError for a line that is none, and what listing tags raises."""
+def _sudden_loss(wish: Wish, lost: set[str]) -> UserError:
+    return UserError(
+        f"{wish.text} has lost {len(lost)} images, among them {min(lost)}; they stay.",
+        hint="The list of tags may be incomplete. If it is complete: mica sync --accept-removals",
+    )
+
+
+def _references(wish: Wish, client: RegistryClient) -> list[Reference]:
+    """Raises UserError for a malformed line, and the errors of listing tags."""
     if wish.problem:
-        raise UserError(f"{wish.text[:200]!r} is not an image to wish for: {wish.problem}.")
+        raise UserError(f"{wish.text[:200]!r} is not a wish for an image: {wish.problem}.")
     pattern = TagPattern.parse(wish.name)
     if pattern is None:
         return [Reference.parse(wish.name)]
@@ -242,7 +280,8 @@ def _with_plain_http(options: RegistryOptions, registries: frozenset[str]) -> Re
     if not registries:
         return options
 
-    def find(registry: str) -> HostConfig:
-        return plain_http_config(registry) if registry in registries else options.find_hosts(registry)
+    def find(reference: Reference) -> HostConfig:
+        found = options.find_hosts(reference)  # which may be that it is blocked
+        return plain_http_config(reference.registry) if reference.registry in registries else found
 
     return dataclasses.replace(options, find_hosts=find)

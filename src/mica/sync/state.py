@@ -1,11 +1,11 @@
-"""What a recipe has brought into a repository so far, kept in `<home>/sync/<name>.json` between rounds.
+"""The images that a recipe brought into a repository so far, kept in `<home>/sync/<name>.json` between rounds.
 
     {"version": 1,
      "images": {"<reference>": {"digest": "sha256:…", "output": "…", "records": ["<reference>", …]}},
      "leaving": {"<reference of a record>": <time>},       removed or superseded, to be forgotten at that time
      "unused": {"<hex of a layer>": <time>}}               since when no record names it
 
-A file that is lost costs a look at every image, and no image. One thread.
+If the file is lost, the next round looks at every image; no image is lost. One thread.
 """
 
 import json
@@ -16,12 +16,14 @@ from typing import Any
 from mica.errors import UserError
 from mica.files import mapped_os_errors, replace_file
 
+STATE_DIRECTORY = "sync"
+"""Its name in a repository's directory (`ReleaseManager.directory`)."""
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class SyncedImage:
-    """`digest` is what the name pointed at upstream; `output` where the thin image was pushed, or empty."""
+    """`digest` is that of the name upstream; `output` is the name that the thin image was pushed to, or empty."""
 
     digest: str
     output: str
@@ -37,7 +39,7 @@ class SyncState:
     unused: dict[str, int] = field(default_factory=dict)
 
     def put(self, reference: str, image: SyncedImage, *, due_s: int) -> None:
-        """Remember an image as it is now; records that it no longer has leave when due."""
+        """Remember an image as it is now; records that it no longer has are removed when they are due."""
         old = self.images.get(reference)
         self.images[reference] = image
         if old is not None:
@@ -58,20 +60,20 @@ class SyncState:
         return {record for image in self.images.values() for record in image.records}
 
     def due(self, now_s: int) -> list[str]:
-        """The records whose time has come; those that are wanted again no longer leave."""
+        """The records that are due; records that are wanted again are no longer scheduled."""
         for record in self.wanted_records & self.leaving.keys():
             del self.leaving[record]
         return sorted(record for record, time_s in self.leaving.items() if time_s <= now_s)
 
     def forget(self, records: list[str], layers: set[str]) -> None:
-        """They are gone from the repository."""
+        """The repository no longer has these records."""
         for record in records:
             self.leaving.pop(record, None)
         self.unused = {layer: at for layer, at in self.unused.items() if layer not in layers}
 
 
 def read_state(path: Path) -> SyncState:
-    """Raises UserError for a file that is no state."""
+    """Raises UserError for a file that is not a state."""
     with mapped_os_errors(f"read {path}"):
         if not path.exists():
             return SyncState()
@@ -87,7 +89,7 @@ def read_state(path: Path) -> SyncState:
         leaving, unused = ({str(k): int(v) for k, v in document[name].items()} for name in ("leaving", "unused"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is not what a sync remembers.", hint="Remove it: every image is looked at again, none is lost."
+            f"{path} is not the state of a sync.", hint="Remove it: the next round checks every image, none is lost."
         ) from error
     return SyncState(images, leaving, unused)
 
