@@ -1,21 +1,59 @@
-"""What holds for every test: nothing is left behind (mounts, processes, namespaces' files)."""
+"""What holds for every test: nothing is left behind (mounts, processes, namespaces' files), and no program is started
+from or in what the same process serves."""
 
 import os
-import time
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mica.mountinfo import read_mounts
+
 pytest.register_assert_rewrite("tests.contracts", "tests.support")
 
-_PATIENCE_S = 5.0
-_OURS = ("fuse.mica", "overlay", "erofs")
+# A shell without job control ignores SIGINT and SIGQUIT for what it starts in the background, nohup SIGHUP; all that is
+# started below inherits that, and could not be interrupted. A handler is not inherited.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
+
+_OURS = (b"fuse.mica", b"overlay", b"aufs", b"erofs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process that runs tests has a mount table of its own: it neither sees nor disturbs what others mount."""
+    from tests.support.sharing import own_mount_table  # after the registration above
+
+    if os.geteuid() == 0 and not config.option.collectonly:
+        own_mount_table()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share an engine, a node or something of the whole machine run one after the other, in one process."""
+    from tests.support.sharing import group_of
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+@pytest.fixture(autouse=True)
+def same_noise(request: pytest.FixtureRequest) -> None:
+    """Each test gets the same incompressible bytes in every run."""
+    from tests.support import noise  # after the registration above
+
+    noise.begin(request.node.nodeid)
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After a test of the upper tiers there is no mount and no child process that was not there before."""
+    from tests.support.waiting import eventually  # after the registration above
+
     marks = {mark.name for mark in request.node.iter_markers()}
     # Docker 26 keeps what it exported mounted until it ends, on overlay2 too.
     if not marks & {"system", "engines"} or "newer" in marks:
@@ -23,19 +61,38 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     mounts, children = _mounts(), _children()
     yield
-    deadline = time.monotonic() + _PATIENCE_S
-    while (left := _left(mounts, children)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left, f"left behind: {', '.join(left)}"
+    nothing_is_left = eventually(lambda: not _left(mounts, children), patience_s=30)
+    assert nothing_is_left, f"left behind: {', '.join(_left(mounts, children))}"
 
 
-def _left(mounts: set[str], children: set[int]) -> list[str]:
-    return sorted(_mounts() - mounts) + [f"process {_described(pid)}" for pid in sorted(_children() - children)]
+def _refuse_what_waits_for_itself(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook (PEP 578). Until a child of vfork(2) has entered its directory and its program, this process stands
+    still, in Python before 3.11.4 with all its threads: a server among them would never answer."""
+    if event != "subprocess.Popen" or not any(thread.name.startswith("fuse-") for thread in threading.enumerate()):
+        return
+    program, _, directory, _ = arguments
+    for path in (program, directory):
+        if path and b"/" in os.fsencode(path):
+            whole = os.path.abspath(os.fsencode(path))
+            inside = [mount for mount in _mounts() - _FOREIGN if os.path.commonpath([whole, mount]) == mount]
+            assert not inside, f"{os.fsdecode(whole)} is served by this process: enter it with env(1)"
 
 
-def _mounts() -> set[str]:
-    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    return {line for line in lines if line.partition(" - ")[2].startswith(_OURS)}
+sys.addaudithook(_refuse_what_waits_for_itself)
+
+
+def _left(mounts: set[bytes], children: set[int]) -> list[str]:
+    processes = [f"process {_described(pid)}" for pid in sorted(_children() - children)]
+    return [*sorted(map(os.fsdecode, _mounts() - mounts)), *processes]
+
+
+def _mounts() -> set[bytes]:
+    """Where something is mounted that can be ours."""
+    return {mount.target for mount in read_mounts() if mount.fstype in _OURS}
+
+
+_FOREIGN = _mounts()
+"""What was there before: in a container the root is an overlay."""
 
 
 def _children() -> set[int]:

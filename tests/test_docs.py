@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from mica.config import load_config
+from mica.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,11 +34,45 @@ def registry_hosts() -> set[str]:
     return {host for text in texts for host in re.findall(r"https?://([^/\s]+\.[a-z]+)", text)}
 
 
+def test_changes_can_be_put_together() -> None:
+    """Each file of changes/ has a kind that is known, and its text comes out."""
+    fragments = [path for path in (ROOT / "changes").iterdir() if path.name != "README.md"]
+    command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "0.0.0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    for path in fragments:
+        assert " ".join(path.read_text().split()) in shown, path.name
+
+
 def test_manual_pages_are_as_the_commands_say() -> None:
     done = subprocess.run(
         [sys.executable, "docs/man/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_of_the_configuration_has_every_key_and_an_example_that_is_right(tmp_path: Path) -> None:
+    """The keys come from what refuses unknown ones."""
+    page = (ROOT / "docs/man/mica-config.5.md").read_text()
+    example = tmp_path / "config.toml"
+    example.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert load_config(example).portal is not None
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    documented = {text.partition("\n")[0]: set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) for text in sections}
+    known = {}
+    for section in documented:
+        example.write_text(f"{section.replace('NAME', 'a.example.org')}\nno_such_key = 1")
+        with pytest.raises(UserError, match="known are") as caught:
+            load_config(example)
+        known[section] = set(str(caught.value).rstrip(".").partition("known are ")[2].split(", "))
+    known["[portal]"].remove("upstreams")  # a section of its own
+    assert documented == known
+    example.write_text("[no_such_section]")
+    with pytest.raises(UserError) as caught:
+        load_config(example)
+    tops = str(caught.value).rstrip(".").partition("known are ")[2].split(", ")
+    assert sorted(tops) == sorted({re.match(r"\[(\w+)", section)[1] for section in documented})  # type: ignore[index]
 
 
 def test_every_command_has_an_example_and_its_exit_codes() -> None:

@@ -254,10 +254,10 @@ class AccessContract:
             syscalls.fallocate(file.fileno(), punch, 4096, 8192)
         assert path.read_bytes() == content[:4096] + bytes(8192) + content[12_288:] + bytes(4096)
 
-    def test_copies_that_the_kernel_makes(self, supplies: Supplies, tmp_path: Path) -> None:
+    def test_copies_that_the_kernel_makes(self, supplies: Supplies, disk_path: Path) -> None:
         path = supplies.chunked()
         content = supplies.content(path)
-        with path.open("rb") as source, (tmp_path / "copy").open("w+b") as target:
+        with path.open("rb") as source, (disk_path / "copy").open("w+b") as target:
             while os.sendfile(target.fileno(), source.fileno(), None, 1 << 20):
                 pass
             target.seek(0)
@@ -315,7 +315,7 @@ class AccessContract:
         device = pristine.stat().st_dev
         assert {os.stat(directory).st_dev for directory, _, _ in os.walk(pristine)} == {device}
 
-    def test_many_readers_of_a_large_file(self, path: MountPath, suite_image: PublishedImage, tmp_path: Path) -> None:
+    def test_many_readers_of_a_large_file(self, path: MountPath, suite_image: PublishedImage, disk_path: Path) -> None:
         """At random offsets, while nothing of it is here yet."""
         content = (suite_image.unpacked[0] / LARGE).read_bytes()
 
@@ -328,7 +328,7 @@ class AccessContract:
                     assert os.pread(file.fileno(), size, offset) == content[offset : offset + size]
 
         together = threading.Barrier(READERS, timeout=60)
-        with path.open(suite_image, tmp_path / "mount", cache=tmp_path / "cache", writable=False) as root:
+        with path.open(suite_image, disk_path / "mount", cache=disk_path / "cache", writable=False) as root:
             with ThreadPoolExecutor(READERS) as pool:
                 list(pool.map(read, range(READERS)))
             assert (root / LARGE).read_bytes() == content

@@ -108,12 +108,12 @@ class ChangesContract:
         assert _append(path, supplies.content(path)) == path.read_bytes()
 
     def test_every_kind_of_file_can_be_changed(
-        self, path: MountPath, suite_image: PublishedImage, tmp_path: Path
+        self, path: MountPath, suite_image: PublishedImage, disk_path: Path
     ) -> None:
         """An attribute set on each file of the tree with everything, whatever its name, kind, mode, owner and time."""
         mark = (b"trusted.mark", b"1")
         original = snapshot(os.fsencode(suite_image.unpacked[0] / "everything"))
-        with path.open(suite_image, tmp_path / "mount", cache=tmp_path / "cache") as root:
+        with path.open(suite_image, disk_path / "mount", cache=disk_path / "cache") as root:
             top = os.fsencode(root / "everything")
             for name in original:
                 os.setxattr(top + name, *mark, follow_symlinks=False)

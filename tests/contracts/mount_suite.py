@@ -21,20 +21,20 @@ from tests.support.trees import Seen, differences, snapshot
 
 class MountContract(ChangesContract, AccessContract):
     def test_the_tree_is_what_umoci_unpacks(
-        self, path: MountPath, suite_image: PublishedImage, unpacked_suite: dict[bytes, Seen], tmp_path: Path
+        self, path: MountPath, suite_image: PublishedImage, unpacked_suite: dict[bytes, Seen], disk_path: Path
     ) -> None:
         """When everything has to be fetched, and again when everything is here."""
         everything = snapshot(os.fsencode(suite_image.unpacked[0] / "everything"))
-        cache = tmp_path / "cache"
+        cache = disk_path / "cache"
         for attempt in ("cold", "warm"):
-            with path.open(suite_image, tmp_path / attempt, cache=cache, writable=False) as root:
-                assert differences_from_unpacked(suite_image, unpacked_suite, root, tmp_path / "own") == []
+            with path.open(suite_image, disk_path / attempt, cache=cache, writable=False) as root:
+                assert differences_from_unpacked(suite_image, unpacked_suite, root, disk_path / "own") == []
                 # The files that were archived know more than umoci: attributes without a value.
                 assert differences(everything, snapshot(os.fsencode(root / "everything"))) == []
 
-    def test_nothing_is_left(self, path: MountPath, suite_image: PublishedImage, tmp_path: Path) -> None:
+    def test_nothing_is_left(self, path: MountPath, suite_image: PublishedImage, disk_path: Path) -> None:
         """Not even when files are in use at the end (processes and mounts are looked for after every test)."""
-        with path.open(suite_image, tmp_path / "mount", cache=tmp_path / "cache") as root:
+        with path.open(suite_image, disk_path / "mount", cache=disk_path / "cache") as root:
             content = (root / "files/002").read_bytes()
             used = (root / "files/002").open("rb")
             written = (root / "files/003").open("r+b")
@@ -42,12 +42,12 @@ class MountContract(ChangesContract, AccessContract):
             assert os.pread(used.fileno(), len(content), 0) in {content, b""}
             written.write(b"late")
         assert os.listdir(root) == []
-        assert os.fsencode(tmp_path) not in Path("/proc/self/mountinfo").read_bytes()
+        assert os.fsencode(disk_path) not in Path("/proc/self/mountinfo").read_bytes()
 
     def test_what_was_written_is_there_next_time(
-        self, path: MountPath, suite_image: PublishedImage, tmp_path: Path
+        self, path: MountPath, suite_image: PublishedImage, disk_path: Path
     ) -> None:
-        with path.open(suite_image, tmp_path / "mount", cache=tmp_path / "cache") as root:
+        with path.open(suite_image, disk_path / "mount", cache=disk_path / "cache") as root:
             supplies = Supplies(root)
             changed, touched, moved, removed = (supplies.chunked() for _ in range(4))
             directory, emptied = supplies.directory(), supplies.directory()
@@ -59,7 +59,7 @@ class MountContract(ChangesContract, AccessContract):
             shutil.rmtree(directory)
             directory.mkdir()
             shutil.rmtree(emptied)
-        with path.open(suite_image, tmp_path / "mount", cache=tmp_path / "other-cache") as root:
+        with path.open(suite_image, disk_path / "mount", cache=disk_path / "other-cache") as root:
             assert changed.read_bytes() == supplies.content(changed) + b"more"
             assert touched.stat().st_mode & 0o7777 == 0o600
             assert touched.read_bytes() == supplies.content(touched)
@@ -67,11 +67,11 @@ class MountContract(ChangesContract, AccessContract):
             assert os.listdir(directory) == []
             assert not any(path.exists() for path in (moved, removed, emptied))
 
-    def test_mounts_of_one_image_are_apart(self, path: MountPath, suite_image: PublishedImage, tmp_path: Path) -> None:
-        cache = tmp_path / "cache"
+    def test_mounts_of_one_image_are_apart(self, path: MountPath, suite_image: PublishedImage, disk_path: Path) -> None:
+        cache = disk_path / "cache"
         with (
-            path.open(suite_image, tmp_path / "one", cache=cache) as one,
-            path.open(suite_image, tmp_path / "other", cache=cache) as other,
+            path.open(suite_image, disk_path / "one", cache=cache) as one,
+            path.open(suite_image, disk_path / "other", cache=cache) as other,
         ):
             (one / "files/002").write_text("changed")
             (one / "files/003").unlink()
@@ -103,13 +103,13 @@ class LazyMountContract:
 
     @each_damage
     def test_a_damaged_file(
-        self, path: MountPath, suite_image: PublishedImage, tmp_path: Path, damage: Callable[[Path], None]
+        self, path: MountPath, suite_image: PublishedImage, disk_path: Path, damage: Callable[[Path], None]
     ) -> None:
-        image = suite_image.with_own_storage(tmp_path / "storage")
-        (stored,) = image.stored_files("files/005", tmp_path / "own")
+        image = suite_image.with_own_storage(disk_path / "storage")
+        (stored,) = image.stored_files("files/005", disk_path / "own")
         good = stored.read_bytes()
         damage(stored)
-        with path.open(image, tmp_path / "mount", cache=tmp_path / "cache") as root:
+        with path.open(image, disk_path / "mount", cache=disk_path / "cache") as root:
             victim, neighbour = root / "files/005", root / "files/004"
             for _ in range(2):
                 assert_unreadable(victim)
@@ -122,14 +122,14 @@ class LazyMountContract:
 
     @each_damage
     def test_a_damaged_chunk(
-        self, path: MountPath, suite_image: PublishedImage, tmp_path: Path, damage: Callable[[Path], None]
+        self, path: MountPath, suite_image: PublishedImage, disk_path: Path, damage: Callable[[Path], None]
     ) -> None:
-        image = suite_image.with_own_storage(tmp_path / "storage")
-        stored = image.stored_files("chunked/005", tmp_path / "own")
+        image = suite_image.with_own_storage(disk_path / "storage")
+        stored = image.stored_files("chunked/005", disk_path / "own")
         assert len(stored) >= 3
         good = stored[1].read_bytes()
         damage(stored[1])
-        with path.open(image, tmp_path / "mount", cache=tmp_path / "cache") as root:
+        with path.open(image, disk_path / "mount", cache=disk_path / "cache") as root:
             victim, neighbour = root / "chunked/005", root / "chunked/004"
             content = Supplies.content(victim)
             assert_unreadable(victim)
@@ -139,14 +139,14 @@ class LazyMountContract:
             assert victim.read_bytes() == content
 
     def test_a_damaged_file_can_be_removed_and_replaced(
-        self, path: MountPath, suite_image: PublishedImage, tmp_path: Path
+        self, path: MountPath, suite_image: PublishedImage, disk_path: Path
     ) -> None:
-        image = suite_image.with_own_storage(tmp_path / "storage")
+        image = suite_image.with_own_storage(disk_path / "storage")
         names = ["files/005", "chunked/005", "chunked/006"]
         for name in names:
-            for stored in image.stored_files(name, tmp_path / "own"):
+            for stored in image.stored_files(name, disk_path / "own"):
                 stored.unlink()
-        with path.open(image, tmp_path / "mount", cache=tmp_path / "cache") as root:
+        with path.open(image, disk_path / "mount", cache=disk_path / "cache") as root:
             removed, covered, emptied = (root / name for name in names)
             removed.unlink()
             assert not removed.exists()

@@ -36,7 +36,7 @@ class Place(enum.Enum):
     COPIED = "copied"
     """From a lower layer, and each file's mode was set to what it is: copied up, or its attributes are."""
     REPLACED = "replaced"
-    """From a lower layer, removed and made anew: whiteouts and opaque directories of the upper."""
+    """From a lower layer, removed and made again: whiteouts and opaque directories of the upper."""
 
 
 def _file(path: Path, text: str | bytes = "", *, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:

@@ -74,10 +74,15 @@ def test_two_conversions_anywhere_are_identical(layout: Path, tmp_path: Path) ->
         assert outcome.code == 0, outcome.stderr
         layers = mica(work / "state", "inspect", output, "--json").stdout
         trees = [layer["url"].split("/", 3)[3].rpartition("/")[0] for layer in json.loads(layers)["layers"]]
-        nested = [
-            json.loads(mica(work / "state", "repo", "stat", FQRN, f"/{tree}{suffix}", "--json").stdout)
+        beside = [
+            f"{tree.rpartition('/')[0]}/{name}"
             for tree in trees
-            for suffix in (".json", ".erofs")
+            for name in mica(work / "state", "repo", "ls", FQRN, f"/{tree.rpartition('/')[0]}").stdout.split()
+            if name.startswith(f"{tree.rpartition('/')[2]}.")
+        ]
+        assert len(beside) == 2 * len(trees), "facts and a metadata image"
+        nested = [
+            json.loads(mica(work / "state", "repo", "stat", FQRN, f"/{path}", "--json").stdout) for path in beside
         ]
         objects = {path.name for path in (work / "storage/data").rglob("*") if path.name.endswith("C")}
         stored.append((json.loads(outcome.stdout)["thin_image"], [one["object"] for one in nested], objects))

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.support.aufs import HAS_AUFS
 from tests.support.dockers import (
     Docker,
     Host,
@@ -40,15 +41,27 @@ touch -d '2001-02-03 04:05:06' /data
 """
 
 
-@pytest.fixture(scope="module", params=["", pytest.param("newer", marks=pytest.mark.newer)], ids=["", "newer"])
+WAYS = [
+    pytest.param("", id=""),
+    pytest.param("newer", id="newer", marks=pytest.mark.newer),
+    pytest.param(
+        "aufs", id="aufs", marks=pytest.mark.skipif(not HAS_AUFS, reason="make kernels AUFS=… has such a kernel")
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     need_root()
     with ExitStack() as stack:
         work, system = stack.enter_context(short_directory()), None
-        if request.param:
+        if request.param == "newer":
             stack.enter_context(propagating(work))
             system = newer_system()
-        host = stack.enter_context(running_host(work, system=system))
+        if request.param == "aufs":
+            host = stack.enter_context(running_host(work, "--storage-opt", "mica.union=aufs", is_external=True))
+        else:
+            host = stack.enter_context(running_host(work, system=system))
         host.docker("load", stdin=image_archive(base_layers(), ORDINARY))
         archive = work / "thin.tar"
         source = host.image.publication.thin

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from tests.support.dockers import Host, add_member, base_layers, image_archive, running_host, short_directory
+from tests.support.noise import noise
 from tests.support.tars import by_tarfile
 from tests.support.tools import need, need_root
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engines
 ORDINARY, THIN = "base/ordinary:1", "base/thin:1"
@@ -41,6 +43,8 @@ def load(host: Host) -> None:
 def start_counter(host: Host, image: str, name: str) -> None:
     loop = "i=0; while true; do i=$((i+1)); echo $i > /counter; cat /data/3 > /dev/null || exit 3; sleep 0.05; done"
     host.docker("run", "-d", "--name", name, "--network", "none", image, "sh", "-c", loop)
+    # The engine does not wait for the program's first steps.
+    assert eventually(lambda: host.docker.raw("exec", name, "cat", "/counter").stdout != b"")
 
 
 def counts_on(host: Host, name: str) -> bool:
@@ -48,22 +52,14 @@ def counts_on(host: Host, name: str) -> bool:
     state = host.docker.inspect(name, "{{json .State}}")
     assert '"Running":true' in state, state + host.node.log.read_text()
     first = host.docker("exec", name, "cat", "/counter")
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if host.docker("exec", name, "cat", "/counter") != first:
-            return True
-        time.sleep(0.1)
-    return False
+    return eventually(lambda: host.docker("exec", name, "cat", "/counter") != first)
 
 
 def kill_driver(host: Host) -> None:
     """And wait until another one answers."""
     before = host.node.servers()["driver"]
     os.kill(before, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while host.node.servers().get("driver", before) == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert eventually(lambda: host.node.servers().get("driver", before) != before)
 
 
 def mounts_of(host: Host) -> list[str]:
@@ -136,7 +132,7 @@ def test_the_whole_node_is_killed_and_comes_back(work: Path) -> None:
 
 def new_image() -> bytes:
     """One whose layers no engine has seen."""
-    content = os.urandom(4 << 20)
+    content = noise(4 << 20)
     return image_archive([by_tarfile(lambda tar: add_member(tar, "big", data=content))], "loaded:1")
 
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.memorytree import MemoryTree, Node, symlink
 
-from mica.mount import fuse_abi as abi
-from mica.mount.fuse_dispatch import Dispatcher
-from mica.mount.treefs import TreeFileSystem
+from mica.fuse import abi
+from mica.fuse.dispatch import Dispatcher
+from mica.fuse.treefs import TreeFileSystem
 
 TREE = MemoryTree({b"file": b"content", b"link": symlink(b"file"), b"dir": {b"x": Node(xattrs={b"user.a": b"b"})}})
 DISPATCHER = Dispatcher(TreeFileSystem(TREE, entry_timeout_s=1, attr_timeout_s=1, negative_timeout_s=1))

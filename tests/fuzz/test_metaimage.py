@@ -53,7 +53,7 @@ def test_any_bytes(data: bytes) -> None:
 @given(st.binary(max_size=30_000), st.integers(0, 0xFFFF), st.integers(0, 12))
 def test_any_bytes_behind_a_superblock(data: bytes, root: int, blocks: int) -> None:
     body = data[: blocks * 4096].ljust(blocks * 4096, b"\0")
-    table = b"".join(format_chunk_table({}))
+    table = b"".join(format_chunk_table({}, 1))
     read(bytes(1024) + format_superblock(Superblock(root, 5, blocks, bytes(16))) + body[1152:] + table)
 
 

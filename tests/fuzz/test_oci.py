@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 from tests.unit.oci.samples import compressed, digest_of, docker_archive_files, make_sample, make_tar, read_all
 
 from mica.errors import MicaError
-from mica.oci import zstdframes
 from mica.oci.auth import Challenge, parse_challenges, parse_token, plan_token_request
 from mica.oci.credentials import DockerCredentials
+from mica.oci.decoders import FrameWalker
 from mica.oci.dockerarchive import open_docker_archive
 from mica.oci.layerstream import open_layer
 from mica.oci.models import Descriptor, parse_config, parse_image_document
+from mica.oci.nextpage import next_page
+from mica.oci.origins import parse_origin
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
+from mica.oci.refusalreasons import parse_reason
+from mica.oci.registriesconf import parse_registries_conf
 
 TAR = make_tar({"a": bytes(range(256)) * 8, "b": bytes(5000)})
 SAMPLE = make_sample([TAR], kind="")
@@ -105,6 +109,54 @@ def test_challenges(header: str) -> None:
         refused_or_done(partial(plan_token_request, challenge, None, **PLACE))
 
 
+LINKS = st.one_of(
+    st.text(max_size=200),
+    st.from_regex(r"""(, ?<[a-z:/\\@?%.]{0,20}>(; ?[rel]{3}="?(next|prev)?"?){0,3}){0,3}""", fullmatch=True),
+)
+
+
+@given(LINKS)
+def test_links_never_leave_their_server(header: str) -> None:
+    here = "https://reg.example:5000/v2/a/tags/list?n=1"
+    found: list[str] = []
+    refused_or_done(lambda: found.append(next_page(header, here)))
+    assert all(parse_origin(url, what="x") == parse_origin(here, what="x") for url in found if url)
+
+
+@given(st.one_of(st.binary(max_size=200), json_values.map(lambda value: json.dumps({"errors": value}).encode())))
+def test_reasons_are_one_short_line(body: bytes) -> None:
+    reason = parse_reason(body)
+    assert len(reason) <= 200
+    assert reason.isprintable()
+
+
+REGISTRIES_CONF = b"""unqualified-search-registries = ["one.example"]
+short-name-mode = "permissive"
+[[registry]]
+prefix = "*.example"
+location = "all.org/cache"
+mirror-by-digest-only = true
+[[registry.mirror]]
+location = "m.org"
+insecure = true
+[[registry]]
+location = "a.example/b"
+blocked = false
+[aliases]
+app = "a.example/team/app"
+"""
+
+
+@given(damaged([REGISTRIES_CONF]), st.sampled_from(["a.example/b/c:1", "x.a.example/y:1", "debian:12"]))
+def test_registries_conf(data: bytes, name: str) -> None:
+    def ask() -> None:
+        conf = parse_registries_conf(data, what="registries.conf")
+        conf.hosts_of(Reference.parse(name), lambda _: None)
+        conf.names(name)
+
+    refused_or_done(ask)
+
+
 @given(st.text(max_size=60))
 def test_realms(realm: str) -> None:
     challenge = Challenge("bearer", {"realm": realm})
@@ -127,7 +179,7 @@ def test_layers(blob: bytes, diff_id: str | None) -> None:
 @given(damaged(BLOBS[2:4]), st.integers(1, 50))
 def test_zstd_frames_do_not_depend_on_the_pieces(blob: bytes, size: int) -> None:
     def walk(step: int) -> bool | str:
-        walker = zstdframes.FrameWalker()
+        walker = FrameWalker()
         try:
             for start in range(0, len(blob), step):
                 walker.feed(blob[start : start + step])

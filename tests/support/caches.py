@@ -4,10 +4,11 @@ import os
 import time
 from pathlib import Path
 
-from mica.digest import Algorithm
-from mica.fetch.cache import Cache
-from mica.fetch.inventory import Kind
+from mica.cache.cache import Cache
+from mica.cache.inventory import Kind
+from mica.digest import Algorithm, Suffix
 from mica.repo.localname import LocalName
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression, pack
 
 NOTHING_FRESH = dict.fromkeys(Kind, 0.0)
@@ -18,7 +19,7 @@ def put(cache: Cache, content: bytes, *, age_s: float = 0) -> LocalName:
     """An object by its right name, which came some time ago."""
     packed = pack(content, Algorithm.SHA1, Compression.ZLIB)
     name = LocalName(packed.digest, Compression.ZLIB, len(content))
-    with cache.adding(name.digest, name.compression, name.size) as new:
+    with cache.adding(ObjectName(name.digest, Suffix.FILE, name.compression, name.size)) as new:
         new.write(content)
         os.close(new.commit())
     let_age(Path(cache.path(name)), age_s)

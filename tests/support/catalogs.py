@@ -40,6 +40,7 @@ def write_catalog(path: Path, rows: Iterable[tuple[bytes, Entry]] = (), *, mount
 
 def run_sql(path: Path, *statements: str) -> Path:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA synchronous = OFF")
         for statement in statements:
             database.execute(statement)
     return path

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.cli import mica
 from tests.support.newer import entering
 from tests.support.nodes import Published, Reachable, RunningNode, publish_tars, running_node, served
 from tests.support.tars import by_tarfile
@@ -30,9 +31,10 @@ APPLETS = (
 
 
 @contextlib.contextmanager
-def short_directory() -> Iterator[Path]:
-    """Engines make sockets deep below their directories, and a socket's path has 108 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="mica-"))
+def short_directory(parent: Path | None = None) -> Iterator[Path]:
+    """Engines make sockets deep below their directories, and a socket's path has 108 bytes. `parent`: below /tmp
+    unless given."""
+    path = Path(tempfile.mkdtemp(prefix="mica-", dir=parent))
     try:
         yield path
     finally:
@@ -319,13 +321,31 @@ class Host(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_host(work: Path, *options: str, system: Path | None = None) -> Iterator[Host]:
+def running_host(work: Path, *options: str, system: Path | None = None, is_external: bool = False) -> Iterator[Host]:
+    """`is_external`: layers come from a mount of the repository and not from the node."""
     (work / "image").mkdir()
-    with (
-        served(publish_tars(work / "image", base_layers())) as image,
-        driven_engine(work, image, *options, system=system) as (node, docker),
-    ):
+    with contextlib.ExitStack() as stack:
+        image = stack.enter_context(served(publish_tars(work / "image", base_layers())))
+        if is_external:
+            shown = stack.enter_context(_shown(image, work))
+            options = (*options, "--storage-opt", "mica.method=external", "--storage-opt", f"mica.external={shown}")
+        node, docker = stack.enter_context(driven_engine(work, image, *options, system=system))
         yield Host(docker, node, image, plugin_of(work))
+
+
+@contextlib.contextmanager
+def _shown(image: Published, work: Path) -> Iterator[Path]:
+    """A directory in which a client shows the repository."""
+    target = work / "cvmfs" / image.publication.fqrn
+    target.mkdir(parents=True)
+    key = image.publication.key
+    command = ["mount", image.publication.fqrn, target, "--url", image.url, "--key", key, "--cache", work / "client"]
+    done = mica(work / "client-state", *command)
+    assert done.code == 0, done.stderr
+    try:
+        yield target.parent
+    finally:
+        linux.umount2(target, linux.MNT_DETACH)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.tools import need
+from tests.support.disks import lies_in_memory
+from tests.support.tools import LINUX, need
 
 from mica import linux
-from mica.mount.imagemount import mount_image
+from mica.dataplane.erofsmount import mount_image
 
 
 def fsck(image: Path) -> str:
@@ -19,9 +20,9 @@ def fsck(image: Path) -> str:
 
 @contextlib.contextmanager
 def mounted(image: Path, target: Path) -> Iterator[Path]:
-    """The image, mounted from the file itself (Linux 6.12)."""
+    """The image, mounted from the file itself; before Linux 6.12, and where it is on no disk, by a loop device."""
     target.mkdir(exist_ok=True)
-    mount_image(image, target)
+    mount_image(image, target, by_loop=LINUX < (6, 12) or lies_in_memory(image))
     try:
         yield target
     finally:

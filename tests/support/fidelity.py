@@ -27,7 +27,7 @@ def differences_from_unpacked(image: PublishedImage, unpacked: Tree, root: Path,
 def _forget(seen: Seen, path: bytes, reports: Sequence[dict[str, Any]]) -> Seen:
     text = path.decode("utf-8", "backslashreplace") or "/"
     if any(text in report["implied_directories"]["items"] for report in reports):
-        seen = seen._replace(mtime_ns=0, mode=seen.mode & 0o170000)
+        seen = seen._replace(mtime_ns=0)
     dropped = {
         item["name"].encode()
         for report in reports

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,20 @@ def stock_fixture() -> Fixture:
     if not _PLACE.is_dir():
         missing(f"the stock repository is missing: put it to {os.path.relpath(_PLACE, Path(__file__).parents[2])}")
     return Fixture(_PLACE)
+
+
+def continue_stock(place: Path) -> Path:
+    """The state directory of a release manager that goes on with the stock server's repository, copied to a place."""
+    fixture, storage, state = stock_fixture(), place / "storage", place / "state"
+    shutil.copytree(fixture.storage, storage)
+    with LocalStore(storage) as store:
+        store.create()  # directories without a file are not in the fixture
+    shutil.copytree(fixture.root / "keys", place / "keys")
+    home = state / "repositories" / FQRN
+    home.mkdir(parents=True)
+    settings = f'fqrn = "{FQRN}"\nstorage = "{storage}"\nkeys = "{place}/keys"\n'
+    (home / "repository.toml").write_text(settings)
+    return state
 
 
 def unescape(text: str) -> bytes:

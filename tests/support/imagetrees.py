@@ -12,10 +12,11 @@ from tests.support.trees import CAPABILITY, format_acl
 
 from mica.digest import Algorithm, digest_of
 from mica.metaimage.inode import Inode
-from mica.metaimage.xattrs import METACOPY, OPAQUE, REDIRECT
+from mica.repo.chunklist import format_chunk_list
 from mica.repo.entry import Chunk
-from mica.repo.localname import LocalName, chunked_name, format_chunk_list
+from mica.repo.localname import LocalName, chunked_name
 from mica.repo.objects import Compression
+from mica.unionsigns import METACOPY, OPAQUE, REDIRECT
 
 Entries = list[tuple[bytes, Inode]]
 REGULAR, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777

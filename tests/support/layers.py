@@ -3,17 +3,20 @@
 import contextlib
 import json
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.repositories import Repository, opened_client
 from tests.unit.oci.samples import make_sample, write_layout
 
+from mica.convert.making import ProcessMaker
+from mica.convert.plan import SilentObserver
+from mica.convert.publishing import Conversion, WantedImage, convert, describe
 from mica.fetch.client import RepositoryClient
 from mica.oci.reference import Reference
 from mica.oci.source import open_image
 from mica.repo.catalog import NestedCatalog
-from mica.thin.convert import Conversion, SilentObserver, WantedImage, convert, describe
 from mica.thin.record import ImageRecord
 
 
@@ -27,7 +30,8 @@ def publish_layers(repository: Repository, *tars: bytes) -> Conversion:
         descriptor = describe(image, repository.fqrn, "a/b:1")
         config = json.loads(json.dumps(image.config.document()))
         record = ImageRecord(Reference.parse("a/b:1"), image.manifest_digest, {}, config, descriptor)
-        return convert([WantedImage(image, record)], manager, observer=SilentObserver())
+        wanted = [WantedImage(image, record)]
+        return convert(wanted, manager, ProcessMaker(manager), observer=SilentObserver(), stop=threading.Event())
 
 
 @contextlib.contextmanager

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from mica.digest import Algorithm, Suffix
 from mica.errors import TemporaryError
-from mica.fetch.client import ObjectName
 from mica.fetch.download import Connection, Consumer, Result
 from mica.repo.entry import Chunk
 from mica.repo.localname import LocalName, chunked_name
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression, pack
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mica.mount.tree import ROOT_INODE, Attributes, Child, OpenFile
+from mica.fuse.tree import ROOT_INODE, Attributes, Child, OpenFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,13 @@ from typing import Final, Protocol
 
 from tests.support.cli import mica
 from tests.support.publishedimages import PublishedImage
+from tests.support.tools import missing
 
 from mica import linux
-from mica.cli.layers import mounted_layers
 from mica.cli.places import Places
-from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
-from mica.node.stack import Method
+from mica.cli.providerchoice import choose_provider
+from mica.layers.stack import Method
+from mica.union.overlay import open_overlay, plan_overlay
 
 Options = tuple[tuple[str, str], ...]
 
@@ -79,7 +80,7 @@ class MountPath(Protocol):
     ) -> AbstractContextManager[Path]:
         """The union of an image's layers, mounted somewhere below `place`.
 
-        cache: directory for what is fetched; it need not exist, and an empty one means that all is fetched anew.
+        cache: directory for what is fetched; it need not exist, and an empty one means that all is fetched.
         """
 
 
@@ -187,10 +188,13 @@ def _opened(
         place / "state", config=config, urls=list(location.urls), keys=list(location.keys), proxies=location.proxies,
         cache=cache,
     )  # fmt: skip
-    with mounted_layers(image.descriptor, places, place / "layers", method, {}) as layers:
+    if method.uses_images and (reason := places.kernel_facts().reason_against(method)):
+        missing(f"method {method}: {reason}")
+    provider = choose_provider(image.descriptor, places, place / "layers", method)
+    with provider.layers(image.descriptor) as layers:
         target, upper, work = _make_places(place, layers.lower)
         scratch = (upper, work) if writable else (None, None)
-        plan = plan_overlay(layers.lower, *scratch, target, OverlayOptions(layers.data, has_stubs=layers.has_stubs))
+        plan = plan_overlay(layers.lower, *scratch, target, layers.options())
         with open_overlay(plan):
             yield target
 
@@ -229,5 +233,5 @@ PATHS: Final[tuple[MountPath, ...]] = (
     ExternalTrees(),
     MetadataImages(Method.KERNEL),
     MetadataImages(Method.LOOP),
-    MetadataImages(Method.ORDINARY),
+    MetadataImages(Method.ORDINARY_LOOP),
 )

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.support.cli import mica
+from tests.support.waiting import PATIENCE_S
 from tests.support.webserver import WebServer, serving
 from tests.unit.oci.samples import make_sample, make_tar, write_layout
 
-from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
-from mica.node.client import open_node
-from mica.node.stack import LayerStack
+from mica.daemon.client import open_node
+from mica.layers.stack import LayerStack, Method
+from mica.union.overlay import open_overlay, plan_overlay
 
 FQRN = "node.example.org"
 
@@ -104,6 +105,13 @@ class RunningNode:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
+        self.launch()
+        assert self._process is not None
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().startswith("ready"), self.log.read_text()
+
+    def launch(self) -> None:
+        """Without waiting for it."""
         options = ["--config", str(self._config), "--node", str(self.directory)]
         command = [*self._before, sys.executable, "-m", "mica", "node", *options]
         environment = {**os.environ, "MICA_STATE": str(self.cache.parent / "none")}
@@ -111,8 +119,11 @@ class RunningNode:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
             )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline().startswith("ready"), self.log.read_text()
+
+    @property
+    def method(self) -> Method:
+        with open_node(self.directory / "service.sock") as node:
+            return Method(node.ask("status")["method"])
 
     @property
     def supervisor(self) -> int:
@@ -123,40 +134,58 @@ class RunningNode:
         """Process ids of the service, the session, and the driver if there is one. Waits for one that is starting."""
         with open_node(self.directory / "service.sock") as node:
             service = int(node.ask("status")["pid"])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while True:
-            children = _children(self.supervisor) - {service}
+            children = children_of(self.supervisor) - {service}
             drivers = {pid for pid in children if _listens_to_streams(pid)}
             # Looked at once more at the end: what ended meanwhile is not one of them.
-            found = (children - drivers - set(filter(_is_holder, children))) & _children(self.supervisor)
+            found = (children - drivers - set(filter(_is_holder, children))) & children_of(self.supervisor)
             if len(found) == 1:
                 (session,) = found
                 return {"service": service, "session": session, **dict(zip(["driver"], drivers, strict=False))}
             assert time.monotonic() < deadline, found
             time.sleep(0.05)
 
+    def holder(self) -> int | None:
+        """The process id; it has our environment, whoever of the nodes here started it."""
+        ours = f"MICA_STATE={self.cache.parent / 'none'}\0".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _is_holder(int(entry.name)):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if ours in (entry / "environ").read_bytes():
+                        return int(entry.name)
+        return None
+
+    def wait(self) -> int:
+        """Until it ends by itself; its exit code."""
+        assert self._process is not None
+        code = self._process.wait(60)
+        self.reap()
+        return code
+
     def kill(self) -> None:
         """All of it but the holder, as a crash would."""
         victims = [self.supervisor, *self.servers().values()]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
-        self._reap()
+        self.reap()
 
     def terminate(self) -> None:
         os.kill(self.supervisor, signal.SIGTERM)
-        self._reap()
+        self.reap()
 
     def stop(self) -> None:
         if self.directory.exists():
             done = mica(self.cache.parent / "none", "node", "--stop", "--node", str(self.directory))
             assert done.code == 0, done.stderr
         if self._process is not None:
-            self._reap()
+            self.reap()
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Wait for the end of a node that was told to end, or killed."""
         assert self._process is not None
         assert self._process.stdout is not None
-        self._process.wait(20)
+        self._process.wait(PATIENCE_S)
         self._process.stdout.close()
         self._process = None
 
@@ -169,8 +198,7 @@ class RunningNode:
         with open_node(self.directory / "service.sock") as node:
             stack = LayerStack.from_json(node.ask("layers", descriptor=self._image.publication.descriptor))
             scratch = (base / "upper", base / "work") if writable else (None, None)
-            options = OverlayOptions(stack.data, has_stubs=stack.has_stubs)
-            plan = plan_overlay(stack.lower, *scratch, base / "merged", options)
+            plan = plan_overlay(stack.lower, *scratch, base / "merged", stack.options())
             with open_overlay(plan) as merged:
                 yield merged
 
@@ -206,7 +234,7 @@ def _listens_to_streams(pid: int) -> bool:
     return bool(inodes & found)
 
 
-def _children(parent: int) -> set[int]:
+def children_of(parent: int) -> set[int]:
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,16 @@ class Podman:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def tried(self, image: str, **environment: str) -> list[str]:
+        """The full names by which it looks for an image that it does not get; nothing where it refuses to look."""
+        libraries = {"LD_LIBRARY_PATH": str(LIBRARIES)}
+        done = subprocess.run(
+            [*self._command, "pull", self._policy, image],
+            capture_output=True, text=True, timeout=120, env={**os.environ, **libraries, **environment}, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0, done.stdout
+        return re.findall(r"^Trying to pull (\S+)\.\.\.$", done.stderr, re.MULTILINE)
 
     def pull(self, image: str, *options: str) -> dict[str, Any]:
         """What it then says of the image."""

@@ -22,11 +22,11 @@ from tests.support.cli import mica
 from tests.support.repositories import Repository, find_path, make_repository, opened_tree, read_file
 from tests.support.tools import need
 
+from mica.convert.publishing import describe
 from mica.fetch.location import RepositoryLocation
 from mica.oci.source import open_image
 from mica.publish.objectwriter import ObjectRules
-from mica.repo.chunking import ChunkRule
-from mica.thin.convert import describe
+from mica.repo.cutting import ChunkRule
 from mica.thin.descriptor import ThinDescriptor
 
 OPAQUE = "trusted.overlay.opaque"

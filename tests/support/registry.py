@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from tests.support.tools import need
 
@@ -131,11 +131,13 @@ class ScriptedRegistry:
         return Reply(206, {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}, data[start:])
 
     def _tag_page(self, request: Request) -> Reply:
-        match = re.search(r"last=([^&]+)", request.path)
-        start = self.tags.index(match[1]) + 1 if match else 0
-        page = self.tags[start : start + 2]
-        headers = {"Link": '</x>; rel="next"'} if start + 2 < len(self.tags) else {}
-        return Reply(headers=headers, body=json.dumps({"name": "x", "tags": page}).encode())
+        """Pages of two, the next one under a cursor that says nothing to anybody else."""
+        parts = urlsplit(request.path)
+        cursor = parse_qs(parts.query).get("cursor", ["MA=="])[0]
+        start = int(base64.urlsafe_b64decode(cursor))
+        rest = quote(base64.urlsafe_b64encode(str(start + 2).encode()).decode())
+        headers = {"Link": f'<{parts.path}?cursor={rest}&n=2>; rel="next"'} if start + 2 < len(self.tags) else {}
+        return Reply(headers=headers, body=json.dumps({"name": "x", "tags": self.tags[start : start + 2]}).encode())
 
     def _write(self, request: Request, path: str) -> Reply:
         query = parse_qs(urlsplit(request.path).query)
@@ -223,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.cut_after is not None or reply.length is not None:
             self.close_connection = True
 
-    do_HEAD = do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 - the library's naming
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Tests are quiet."""

@@ -6,28 +6,30 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mica.fetch.cache import Cache
+from mica.cache.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.download import Fetcher, HttpFetcher, HttpLimits, LocalFetcher
 from mica.fetch.routes import Routes
+from mica.fetch.trustrecord import TrustRecord
+from mica.fuse.tree import ROOT_INODE
 from mica.mount.repotree import RepositoryTree
-from mica.mount.tree import ROOT_INODE
 from mica.publish.check import Finding, check_repository
 from mica.publish.ingest import merge_archive, read_archive
+from mica.publish.keyfiles import KeyFiles
 from mica.publish.layertree import PLAIN
-from mica.publish.manager import ReleaseManager, _make_keys, create_repository
+from mica.publish.manager import ReleaseManager, create_repository
 from mica.publish.objectwriter import ObjectRules
 from mica.publish.settings import RepositorySettings
-from mica.repo.catalog import NestedCatalog
-from mica.repo.chunking import ChunkRule
+from mica.repo.catalog import DEFAULT_TTL_S, NestedCatalog
+from mica.repo.cutting import ChunkRule
 from mica.repo.manifest import Manifest
 from mica.repo.signing import parse_public_key
 from mica.store.local import LocalStore
@@ -71,18 +73,23 @@ class Seen(NamedTuple):
 def shared_key_files() -> dict[str, bytes]:
     """Making RSA keys takes a while: the repositories of a test run share theirs."""
     with tempfile.TemporaryDirectory() as place:
-        settings = RepositorySettings(FQRN, Path(place), Path(place))
-        _make_keys(settings)
+        settings = RepositorySettings(FQRN, place, Path(place))
+        KeyFiles(settings).make_missing()
         return {kind: settings.key_path(kind).read_bytes() for kind in ("masterkey", "pub", "key", "crt")}
 
 
 def make_repository(
-    directory: Path, *, fqrn: str = FQRN, rules: ObjectRules | None = None, auto_tag: bool = False
+    directory: Path,
+    *,
+    fqrn: str = FQRN,
+    rules: ObjectRules | None = None,
+    auto_tag: bool = False,
+    ttl_s: int = DEFAULT_TTL_S,
 ) -> Repository:
     repository = Repository(fqrn, directory / "state", directory / "storage", directory / "keys")
-    settings = RepositorySettings(
-        fqrn, repository.storage, repository.keys, rules or ObjectRules(chunking=SMALL_CHUNKS), auto_tag=auto_tag
-    )
+    rules = rules or ObjectRules(chunking=SMALL_CHUNKS)
+    storage = str(repository.storage)
+    settings = RepositorySettings(fqrn, storage, repository.keys, rules, ttl_s=ttl_s, auto_tag=auto_tag)
     repository.keys.mkdir(parents=True)
     for kind, content in shared_key_files().items():
         settings.key_path(kind).write_bytes(content)
@@ -116,9 +123,15 @@ def findings(repository: Repository, work: Path, *, in_full: bool = True) -> lis
 
 @contextmanager
 def opened_client(
-    repository: Repository, cache: Path, *, url: str | None = None, limits: HttpLimits | None = None
+    repository: Repository,
+    cache: Path,
+    *,
+    url: str | None = None,
+    limits: HttpLimits | None = None,
+    external: Sequence[str] = (),
 ) -> Iterator[RepositoryClient]:
-    """A client with a cache of its own; by HTTP if there is a URL, else from the storage."""
+    """A client with a cache and a trust record of its own; by HTTP if there is a URL, else from the storage. `external`
+    are the URLs of external files."""
     with ExitStack() as stack:
         counter = TrafficCounter()
         if url is None:
@@ -127,10 +140,24 @@ def opened_client(
             http = HttpFetcher(Routes([url]), counter=counter, limits=limits or QUICK)
             stack.callback(http.close)
             fetcher = http
+        outside = HttpFetcher(Routes(external), counter=counter, limits=limits or QUICK) if external else None
+        if outside is not None:
+            stack.callback(outside.close)
         client = RepositoryClient(
-            repository.fqrn, fetcher, stack.enter_context(Cache(cache)), [repository.master_key], counter=counter
+            repository.fqrn,
+            fetcher,
+            stack.enter_context(Cache(cache)),
+            [repository.master_key],
+            external=outside,
+            record=trust_record(repository, cache),
+            counter=counter,
         )
         yield stack.enter_context(client)
+
+
+def trust_record(repository: Repository, cache: Path) -> TrustRecord:
+    """What an opened client with this cache remembers, beside it."""
+    return TrustRecord(Path(f"{cache}.trust"), repository.fqrn, former=cache / "repositories" / repository.fqrn)
 
 
 QUICK = HttpLimits(timeout_direct_s=2, timeout_proxy_s=2, retries=0, backoff_s=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mica.errors import MicaError
-from mica.node.stack import LayerStack
+from mica.layers.stack import LayerStack
 from mica.run.container import run_container
 from mica.run.request import RunOptions, RunRequest, parse_volume
 

@@ -12,6 +12,16 @@ def need(program: str, package: str) -> str:
     return shutil.which(program) or missing(f"{program} is missing: apt-get install {package}")
 
 
+LINUX = tuple(map(int, os.uname().release.split(".")[:2]))
+"""Major and minor number of the running kernel."""
+
+
+def need_linux(major: int, minor: int, what: str) -> None:
+    """No tool that could be installed: without it the test is skipped, under CI too."""
+    if (major, minor) > LINUX:
+        pytest.skip(f"{what}: Linux {major}.{minor}")
+
+
 def need_root() -> None:
     if os.geteuid() != 0:
         missing("needs root")

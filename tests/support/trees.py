@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.noise import noise
+
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # cap_net_raw+ep, linux/capability.h
 
 
@@ -101,7 +103,7 @@ def make_everything(root: Path) -> None:
     _write(top + b"/plain/empty", b"")
     _write(top + b"/plain/one", b"1")
     _write(top + b"/plain/text", b"hello world\n" * 5000)
-    _write(top + b"/plain/incompressible", os.urandom(300_000))
+    _write(top + b"/plain/incompressible", noise(300_000))
     _write(top + b"/plain/chunked", b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(700_000)))
     _make_sparse(top + b"/plain/sparse")
     for name in (b"new\nline", b"n" * 255, b"\xff\xfe not utf-8", b" blanks ", b"tab\t", b'quo"te', b"-dash", b"*?[x]",

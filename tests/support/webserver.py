@@ -9,6 +9,7 @@ asked to.
 
 import contextlib
 import http.server
+import re
 import socket
 import ssl
 import threading
@@ -17,17 +18,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.support.waiting import PATIENCE_S
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to say instead of the file. `cut` announces this many bytes more than are sent; `hang_s` waits first;
-    `hangs_up` closes the connection afterwards without having said so."""
+    """What to say instead of the file. `cut` announces this many bytes more than are sent; `hang_s` waits first,
+    `until` for an event; `hangs_up` closes the connection afterwards without having said so."""
 
     body: bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: int = 0
     hang_s: float = 0
+    until: threading.Event | None = None
     hangs_up: bool = False
     times: int = 1 << 30
 
@@ -45,6 +49,8 @@ class WebServer(http.server.ThreadingHTTPServer):
         self.tunnels: list[str] = []
         self.connections = 0
         self.stopping = threading.Event()
+        self.gives_pieces = True
+        self.pieces: list[tuple[str, int, int]] = []
 
     @property
     def url(self) -> str:
@@ -78,13 +84,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path = unquote(urlsplit(self.path).path, errors="surrogateescape")
         self.server.requests.append(path)
         if self.headers.get("Cache-Control") == "no-cache":
             self.server.fresh.append(path)
         answer = self.server.answer_to(path) or Answer()
         if answer.hang_s:
             self.server.stopping.wait(answer.hang_s)
+        if answer.until is not None:
+            answer.until.wait(PATIENCE_S)
         file = self.server.root / path.lstrip("/")
         body, status = answer.body, answer.status
         if body is None and status == 200:
@@ -93,6 +101,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             else:
                 status = 404
         body = body or b""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted and status == 200 and self.server.gives_pieces:
+            first, last = int(wanted[1]), int(wanted[2])
+            self.server.pieces.append((path, first, last + 1 - first))
+            body, status = body[first : last + 1], 206
         self.send_response(status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

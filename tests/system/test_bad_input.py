@@ -1,17 +1,23 @@
 """Bad input at the level of the command: one sentence, the right exit code, the repository as it was, nothing left."""
 
+import bz2
 import contextlib
+import gzip
 import json
+import lzma
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 from tests.support.cli import mica
+from tests.support.noise import noise
 from tests.support.registry import Reply, hanging_up_server, scripted_registry
 from tests.support.repositories import FQRN, Repository, ingest, make_repository
 from tests.support.tars import END, header, member, pax
 from tests.support.tools import need_root
+from tests.support.webserver import serving
 from tests.unit.oci.samples import Sample, compressed, digest_of, make_sample, make_tar, write_layout
 
 from mica import linux
@@ -34,7 +40,8 @@ def unchanged(repository: Repository) -> Iterator[None]:
     assert (repository.storage / ".cvmfspublished").read_bytes() == before
     checked = mica(repository.state, "repo", "check", FQRN)
     assert checked.code == 0, checked.stdout
-    places = [*repository.storage.rglob("*"), *repository.state.rglob("*")]
+    places = {*repository.storage.rglob("*"), *repository.state.rglob("*")}
+    places.discard(repository.storage / "data/txn/pointers.lock")
     left = [path for path in places if path.is_file() and (path.suffix == ".tmp" or {"txn", "work"} & set(path.parts))]
     assert not left
 
@@ -57,7 +64,7 @@ ARCHIVES = {
     "name of 300 bytes": (long_name(300) + END, "255"),
     "wrong checksum": (header(b"a", checksum=b"000001\0 ") + END, "checksum"),
     "no archive": (b"this is not a tar at all" * 100, ""),
-    "gzip": (compressed(member(b"a", b"x") + END, "gzip").ljust(1024, b"\1"), ""),
+    "packed and truncated in data": (compressed(member(b"a", b"x" * 5000)[:2000], "gzip"), "truncated"),
 }
 
 
@@ -69,6 +76,24 @@ def test_archive_is_refused(name: str, repository: Repository, tmp_path: Path) -
         outcome = mica(repository.state, "repo", "ingest", FQRN, tmp_path / "bad.tar", "/new")
     assert outcome.code == 1
     assert word in outcome.sentence
+
+
+PACKED = {
+    "gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress, "zstd": zstandard.compress
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_archive_is_read_and_a_damaged_one_named(kind: str, repository: Repository, tmp_path: Path) -> None:
+    data = PACKED[kind](member(b"a", b"x" * 5000) + END)
+    (tmp_path / "fine.tar").write_bytes(data)
+    assert mica(repository.state, "repo", "ingest", FQRN, tmp_path / "fine.tar", "/new").code == 0
+    assert mica(repository.state, "repo", "cat", FQRN, "/new/a").stdout == "x" * 5000
+    (tmp_path / "bad.tar").write_bytes(data[:10] + b"\xff" * 20 + data[30:])
+    with unchanged(repository):
+        outcome = mica(repository.state, "repo", "ingest", FQRN, tmp_path / "bad.tar", "/new")
+    assert outcome.code == 3
+    assert f"bad.tar is a damaged {kind} file" in outcome.sentence
 
 
 def test_absolute_names_and_special_files_are_legal(repository: Repository, tmp_path: Path) -> None:
@@ -167,9 +192,8 @@ def test_full_disk(tmp_path: Path) -> None:
     try:
         repository = make_repository(tmp_path)
         ingest(repository, member(b"kept", b"as it was") + END, b"/data")
-        import os
 
-        (tmp_path / "big.tar").write_bytes(member(b"big", os.urandom(4 << 20)) + END)
+        (tmp_path / "big.tar").write_bytes(member(b"big", noise(4 << 20)) + END)
         before = (storage / ".cvmfspublished").read_bytes()
         outcome = mica(repository.state, "repo", "ingest", FQRN, tmp_path / "big.tar", "/new")
         assert outcome.code == 1
@@ -199,6 +223,18 @@ def test_expired_whitelist(repository: Repository, tmp_path: Path) -> None:
         assert "resign" in outcome.stderr
     assert mica(repository.state, "repo", "resign", FQRN).code == 0
     assert mica(repository.state, "repo", "ls", FQRN).code == 0
+
+
+def test_a_replica_under_another_name_is_checked(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/alias").symlink_to(repository.storage)
+    key = repository.keys / f"{FQRN}.pub"
+    with serving(tmp_path / "web") as server:
+        wrong = mica(tmp_path / "state", "repo", "check", f"{server.url}/alias", "--key", key)
+        assert (wrong.code, f"belongs to another repository, {FQRN}" in wrong.stdout) == (3, True)
+        right = mica(tmp_path / "state", "repo", "check", f"{server.url}/alias", "--name", FQRN, "--key", key)
+        assert (right.code, right.stdout) == (0, f"{FQRN}: no errors, 0 warnings\n")
+    assert mica(repository.state, "repo", "check", FQRN, "--name", FQRN).code == 2
 
 
 def test_wrong_places_and_names(repository: Repository, tmp_path: Path) -> None:
@@ -258,3 +294,15 @@ def test_second_publisher_is_told_to_wait(repository: Repository, tmp_path: Path
         transaction.give_up()
     assert outcome.code == 4
     assert "in use" in outcome.sentence
+
+
+@pytest.mark.parametrize("command", ["ls", "check", "history", "ingest", "serve", "resign", "convert"])
+def test_storage_that_is_gone_is_told_as_that(command: str, repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "fine.tar").write_bytes(member(b"a", b"x") + END)
+    layout = write_layout(tmp_path / "layout", make_sample())
+    repository.storage.rename(tmp_path / "away")
+    words = ["convert", f"oci:{layout}", FQRN, "--tag", "a:1"] if command == "convert" else ["repo", command, FQRN]
+    words += [str(tmp_path / "fine.tar"), "/new"] if command == "ingest" else []
+    outcome = mica(repository.state, *words)
+    assert outcome.code == 1
+    assert f"The storage directory {repository.storage} " in outcome.sentence

@@ -12,12 +12,12 @@ import pytest
 from tests.support.caches import NOTHING_FRESH, disk_usage
 from tests.support.memoryfetcher import MemoryFetcher, object_name
 
-from mica.fetch.cache import Cache
+from mica.cache.cache import Cache
+from mica.cache.inventory import Kind, take_inventory
+from mica.cache.ledger import Account, Limits
+from mica.cache.proof import Verdict
+from mica.fetch.cachecheck import Verifier
 from mica.fetch.client import RepositoryClient
-from mica.fetch.inventory import Kind, take_inventory
-from mica.fetch.ledger import Account, Limits
-from mica.fetch.proof import Verdict
-from mica.fetch.verify import Verifier
 from mica.repo.localname import LocalName, chunked_name
 from mica.repo.objects import Compression
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from tests.support.caches import NOTHING_FRESH, disk_usage, put
 
+from mica.cache.cache import Cache, set_limits
+from mica.cache.inventory import take_inventory
+from mica.cache.ledger import Account
+from mica.cache.proof import Verdict
+from mica.cache.removedfiles import RemovedFiles
 from mica.errors import UserError
-from mica.fetch.cache import Cache, set_limits
-from mica.fetch.held import HeldFiles
-from mica.fetch.inventory import take_inventory
-from mica.fetch.ledger import Account
-from mica.fetch.proof import Verdict
-from mica.fetch.verify import Verifier
+from mica.fetch.cachecheck import Verifier
 from mica.files import locked_in_turn
 
 pytestmark = pytest.mark.system
@@ -31,7 +31,7 @@ from pathlib import Path
 from tests.support.caches import NOTHING_FRESH
 from tests.support.memoryfetcher import MemoryFetcher, object_name
 from mica.errors import UserError
-from mica.fetch.cache import Cache
+from mica.cache.cache import Cache
 from mica.fetch.client import RepositoryClient
 root, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 chance = random.Random(5)
@@ -78,10 +78,12 @@ def start(root: Path, seed: int, rounds: int) -> subprocess.Popen[str]:
 
 
 def watch(root: Path, processes: list[subprocess.Popen[str]], until: float = float("inf")) -> int:
-    """The most that the cache takes while they run. Each time it is looked at nothing leaves, or what has left would be
-    counted together with what came instead."""
+    """The most that the cache takes while they run and at the end. Each time it is looked at, nothing leaves: it
+    would be counted together with what came instead."""
     most = 0
-    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+    is_over = False
+    while not is_over:
+        is_over = all(process.poll() is not None for process in processes) or time.monotonic() > until
         with locked_in_turn(root / "txn"):
             most = max(most, disk_usage(root))
         time.sleep(0.005)
@@ -96,7 +98,7 @@ def check_settled(root: Path) -> None:
         assert cache.quota.account() == Account(disk_usage(root), 0, is_counted=True)
         found = Verifier(root).verify(take_inventory(root))
         assert [finding for finding in found if finding.verdict is not Verdict.RIGHT] == []
-        assert HeldFiles(root).total() == 0
+        assert RemovedFiles(root).total() == 0
         put(cache, bytes(LIMIT - (64 << 10)))
 
 

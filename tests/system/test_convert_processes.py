@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.support.cli import mica
+from tests.support.noise import noise
 from tests.support.registry import Reply, Request, ScriptedRegistry, scripted_registry
 from tests.unit.oci.samples import make_sample, make_tar
 
@@ -21,7 +22,7 @@ from mica.oci import mediatypes
 
 pytestmark = pytest.mark.system
 FQRN = "processes.example.org"
-SAMPLE = make_sample([make_tar({"etc/name": b"first"}), make_tar({"usr/big": os.urandom(500_000)})])
+SAMPLE = make_sample([make_tar({"etc/name": b"first"}), make_tar({"usr/big": noise(500_000)})])
 FIRST, SECOND = (layer.digest for layer in SAMPLE.layers)
 _PATIENCE_S = 60
 
@@ -86,6 +87,30 @@ def test_killed_conversion_leaves_its_finished_layers(
     assert not registry.paths(FIRST)
     assert not list(layers.iterdir())
     assert mica(state, "repo", "check", FQRN, "--hash").code == 0
+
+
+@pytest.mark.parametrize("silent", ["manifests/1", SECOND])
+def test_ctrl_c_does_not_wait_for_a_silent_registry(state: Path, registry: ScriptedRegistry, silent: str) -> None:
+    gate, asked = threading.Event(), threading.Event()
+    real = registry.answer
+
+    def answer(request: Any) -> Reply:
+        if silent in request.path:
+            asked.set()
+            gate.wait(2 * _PATIENCE_S)
+        return real(request)
+
+    registry.answer = answer  # type: ignore[method-assign]
+    with start(state, registry) as process:
+        try:
+            assert asked.wait(_PATIENCE_S)
+            process.send_signal(signal.SIGINT)
+            # The registry stays silent for longer than that.
+            assert process.wait(_PATIENCE_S / 2) == 130
+        finally:
+            gate.set()
+            process.kill()
+    assert mica(state, "repo", "check", FQRN).code == 0
 
 
 def test_processes_at_once_do_the_work_once(state: Path, registry: ScriptedRegistry) -> None:

@@ -1,26 +1,34 @@
 """Layers of an engine on a real file system: unpacking hostile archives, differences, mounts, what a crash leaves."""
 
+import contextlib
+import dataclasses
 import io
+import json
 import os
 import shutil
 import stat
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.dockers import add_member
-from tests.support.tars import END, by_tarfile, contents, entries, member, pax
+from tests.support.enginelayers import BASE, adding, archive_of, fill, work_in
+from tests.support.tars import END, contents, entries, member, pax
 from tests.support.tools import need_root
 
 from mica import linux
 from mica.engine.layers import EngineLayers, open_layers
-from mica.engine.provider import ExternalProvider
-from mica.engine.unions import AufsUnion, OverlayUnion, Union
+from mica.engine.unions import AufsUnion, OverlayUnion
 from mica.engine.unpack import unpack_layer
 from mica.engine.whiteouts import AufsWhiteouts, OverlayWhiteouts, Whiteouts
 from mica.errors import NotFoundError, UserError
+from mica.files import owned_fd
+from mica.layers.provider import LayerProvider
+from mica.layers.stack import LayerStack
+from mica.providers.external import ExternalProvider
 from mica.tarstream import TarLimits
+from mica.thin.descriptor import ThinDescriptor
 
 pytestmark = pytest.mark.system
 FQRN = "layers.example.org"
@@ -39,18 +47,6 @@ def unpacked(tmp_path: Path, archive: bytes, whiteouts: Whiteouts | None = None,
     target.mkdir()
     unpack_layer(io.BytesIO(archive), target, whiteouts or OverlayWhiteouts(), limits=TarLimits(**limits))
     return target
-
-
-def archive_of(*fills: Callable[[tarfile.TarFile], None]) -> bytes:
-    def fill(tar: tarfile.TarFile) -> None:
-        for one in fills:
-            one(tar)
-
-    return by_tarfile(fill)
-
-
-def adding(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> Callable[[tarfile.TarFile], None]:
-    return lambda tar: add_member(tar, name, kind, **fields)  # type: ignore[arg-type]
 
 
 def test_everything_that_a_tree_can_have(tmp_path: Path) -> None:
@@ -109,11 +105,88 @@ def test_whiteouts_for_overlayfs(tmp_path: Path) -> None:
     assert sorted(os.listdir(target)) == ["both", "by-aufs", "d", "dir", "gone"]
 
 
+@pytest.mark.parametrize("target", ["d", "/d", "nowhere", "file"])
+@pytest.mark.parametrize("name", ["d/sub/.wh..wh.aufs", "d/sub/deeper"])
+def test_what_a_link_replaced_is_not_looked_for(tmp_path: Path, name: str, target: str) -> None:
+    target_tree = unpacked(
+        tmp_path,
+        archive_of(
+            adding("file"),
+            adding("d/sub", tarfile.DIRTYPE),
+            adding(name, tarfile.DIRTYPE),
+            adding("d", tarfile.SYMTYPE, link=target),
+        ),
+    )
+    assert os.readlink(target_tree / "d") == target
+
+
+def test_whiteouts_that_hide_nothing_are_not_listed(tmp_path: Path) -> None:
+    upper = unpacked(tmp_path, archive_of(adding("only/.wh.gone"), adding("only/x"), adding("both/.wh.gone")))
+    lower, merged = tmp_path / "lower", tmp_path / "merged"
+    (lower / "both").mkdir(parents=True)
+    (lower / "both/gone").touch()
+    merged.mkdir()
+    subprocess.run(["mount", "-t", "overlay", "-o", f"lowerdir={upper}:{lower}", "overlay", merged], check=True)
+    try:
+        assert os.listdir(merged / "only") == ["x"]
+        assert os.listdir(merged / "both") == []
+    finally:
+        subprocess.run(["umount", merged], check=True)
+
+
 def test_whiteouts_for_aufs(tmp_path: Path) -> None:
     target = unpacked(tmp_path, WHITEOUTS, AufsWhiteouts())
+    assert sorted(os.listdir(target)) == [".wh.gone", "both", "by-aufs", "d", "dir"]
     assert (target / ".wh.gone").is_file()
     assert (target / "d/.wh..wh..opq").is_file()
-    assert not (target / ".wh..wh.plnk").exists()
+    assert (target / "dir/.wh..wh..opq").is_file()
+
+
+KINDS_OF_SIGNS: list[Whiteouts] = [OverlayWhiteouts(), AufsWhiteouts()]
+
+
+@pytest.mark.parametrize("signs", KINDS_OF_SIGNS, ids=["overlay", "aufs"])
+@pytest.mark.parametrize("before", [True, False], ids=["whiteout-first", "whiteout-last"])
+@pytest.mark.parametrize(
+    ("entry", "is_directory"),
+    [
+        (adding("x", data=b"x"), False),
+        (adding("x", tarfile.SYMTYPE, link="other"), False),
+        (adding("x", tarfile.LNKTYPE, link="other"), False),
+        (adding("x", tarfile.FIFOTYPE), False),
+        (adding("x", tarfile.DIRTYPE), True),
+        (adding("x/file"), True),
+        (adding("x/deep/file"), True),
+    ],
+    ids=["file", "symlink", "hardlink", "fifo", "directory", "implied", "implied-deep"],
+)
+def test_an_entry_beats_a_whiteout_of_its_name(
+    tmp_path: Path, signs: Whiteouts, entry: Callable[[tarfile.TarFile], None], *, before: bool, is_directory: bool
+) -> None:
+    members = [adding(".wh.x"), entry] if before else [entry, adding(".wh.x")]
+    target = unpacked(tmp_path, archive_of(adding("other"), *members), signs)
+    names = sorted(os.listdir(target))
+    assert names == ["other", "x"]
+    assert [signs.removed_name(name.encode(), (target / name).lstat()) for name in names] == [None, None]
+    assert (target / "x").is_dir() == is_directory
+    if is_directory:
+        # What lower layers have in a directory of that name went with it.
+        with owned_fd(os.open(target / "x", os.O_RDONLY)) as fd:
+            assert signs.hides_below(fd)
+
+
+def test_a_device_that_is_no_sign_of_the_union(tmp_path: Path) -> None:
+    target = unpacked(tmp_path, archive_of(adding("device", tarfile.CHRTYPE)), AufsWhiteouts())
+    assert (target / "device").lstat().st_rdev == 0
+    assert stat.S_ISCHR((target / "device").lstat().st_mode)
+
+
+def test_names_that_aufs_cannot_use(tmp_path: Path) -> None:
+    archive = archive_of(adding("d/" + "x" * 242, data=b"x"))
+    assert os.listdir(unpacked(tmp_path, archive, AufsWhiteouts()) / "d") == ["x" * 242]
+    (tmp_path / "more").mkdir()
+    with pytest.raises(UserError, match="a name of 243 bytes; AUFS can use 242"):
+        unpacked(tmp_path / "more", archive_of(adding("d/" + "x" * 243)), AufsWhiteouts())
 
 
 def test_the_last_member_of_a_name_stays(tmp_path: Path) -> None:
@@ -127,6 +200,17 @@ def test_the_last_member_of_a_name_stays(tmp_path: Path) -> None:
     assert (target / "a").read_bytes() == b"now a file"
     assert (target / "b/c").exists()
     assert sorted(os.listdir(target)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("target", ["usr", "/lower/../usr/.", "hop", "../../usr"])
+def test_a_link_of_the_archive_may_lead_to_what_it_does_not_have(tmp_path: Path, target: str) -> None:
+    links = (adding("hop", tarfile.SYMTYPE, link="/usr"), adding("x", tarfile.SYMTYPE, link=target))
+    archive = archive_of(*links, adding("x/new"), adding("x/deep/.wh.gone"), adding("x/deep/newer"))
+    tree = unpacked(tmp_path, archive)
+    assert sorted(path.relative_to(tree).as_posix() for path in (tree / "usr").rglob("*")) == [
+        "usr/deep", "usr/deep/gone", "usr/deep/newer", "usr/new",
+    ]  # fmt: skip
+    assert sorted(os.listdir(tree)) == ["hop", "usr", "x"]
 
 
 def test_links_of_the_archive_lead_nowhere_outside(tmp_path: Path) -> None:
@@ -163,8 +247,10 @@ def test_links_of_the_archive_lead_nowhere_outside(tmp_path: Path) -> None:
         (archive_of(adding("x", tarfile.LNKTYPE, link="/etc/passwd")), "is no earlier file"),
         (archive_of(adding("x", tarfile.CHRTYPE)), "character device 0:0"),
         (archive_of(adding("file"), adding("file/below")), "Cannot unpack 'file/below'"),
-        (archive_of(adding(".wh.")), "whiteout of nothing"),
-        (archive_of(adding(".wh...")), "whiteout of nothing"),
+        (archive_of(adding(".wh.")), "whiteout that names no file"),
+        (archive_of(adding(".wh...")), "whiteout that names no file"),
+        (archive_of(adding(".wh.d/x")), "lies below a whiteout"),
+        (archive_of(adding("d/.wh..wh..opq/x")), "lies below a whiteout"),
         (archive_of(adding("a", tarfile.SYMTYPE, link="a"), adding("a/x")), "too many links"),
         (archive_of(adding(".", data=b"x")), "would replace the root directory"),
         (archive_of(adding("x" * 256)), "255 bytes|too long"),
@@ -184,50 +270,13 @@ def test_limits(tmp_path: Path) -> None:
 # Layers
 
 
-UNIONS: list[Union] = [OverlayUnion()]
-# Kernels with AUFS are rare: it is not in the kernel's own source.
-if "\taufs\n" in Path("/proc/filesystems").read_text("ascii"):
-    UNIONS.append(AufsUnion())
-
-
 @pytest.fixture
-def union() -> Union:
-    return OverlayUnion()
-
-
-@pytest.fixture
-def layers(tmp_path: Path, union: Union) -> Iterator[EngineLayers]:
-    with open_layers(tmp_path / "home", union, ExternalProvider(tmp_path / "cvmfs")) as layers:
+def layers(tmp_path: Path) -> Iterator[EngineLayers]:
+    with open_layers(tmp_path / "home", OverlayUnion(), ExternalProvider(tmp_path / "cvmfs")) as layers:
         yield layers
         layers.unmount_all()
 
 
-def fill(layers: EngineLayers, layer_id: str, parent: str | None, archive: bytes) -> None:
-    layers.create(layer_id, parent, is_writable=False)
-    layers.apply(layer_id, io.BytesIO(archive))
-
-
-BASE = archive_of(
-    adding(".", tarfile.DIRTYPE, mode=0o711, uid=3),
-    adding("d/a", data=b"a"),
-    adding("d/b", data=b"b" * 100),
-    adding("o/hidden"),
-    adding("m/deep/file", data=b"deep"),
-)
-
-
-def work_in(merged: Path) -> None:
-    (merged / "d/a").unlink()
-    os.chown(merged / "d/b", 9, 9)
-    shutil.rmtree(merged / "o")
-    (merged / "o").mkdir()
-    (merged / "o/new").write_bytes(b"new")
-    shutil.move(merged / "m", merged / "moved")
-    os.link(merged / "o/new", merged / "link")
-    os.setxattr(merged / "o/new", "user.x", b"1")
-
-
-@pytest.mark.parametrize("union", UNIONS, ids=[str(union.kind) for union in UNIONS])
 def test_a_difference_goes_into_an_archive_and_comes_back(layers: EngineLayers) -> None:
     fill(layers, "base", None, BASE)
     layers.create("top", "base", is_writable=True)
@@ -284,6 +333,53 @@ def test_a_thin_layer_stands_for_others(layers: EngineLayers, tmp_path: Path) ->
         assert [name for name, _ in contents(b"".join(pieces))] == [b"thin.json"]
 
 
+@dataclasses.dataclass
+class CountingProvider:
+    """Of another client's layers; counts how often they are obtained."""
+
+    provider: LayerProvider
+    obtained: int = 0
+
+    def check(self, descriptor: ThinDescriptor) -> None:
+        self.provider.check(descriptor)
+
+    @contextlib.contextmanager
+    def layers(self, descriptor: ThinDescriptor) -> Iterator[LayerStack]:
+        self.obtained += 1
+        with self.provider.layers(descriptor) as layers:
+            yield layers
+
+
+def test_each_call_obtains_the_layers_of_a_thin_image_once(tmp_path: Path) -> None:
+    """A node goes through all of an image's metadata for each time."""
+    provider = CountingProvider(ExternalProvider(tmp_path / "cvmfs"))
+    with open_layers(tmp_path / "home", OverlayUnion(), provider) as layers:
+
+        def obtained_by(call: Callable[[], object]) -> int:
+            before = provider.obtained
+            call()
+            return provider.obtained - before
+
+        def archive_of_top() -> None:
+            with layers.diff("top", "thin") as pieces:
+                assert b"".join(pieces)
+
+        assert obtained_by(lambda: fill(layers, "thin", None, external_thin(tmp_path))) == 0
+        assert obtained_by(lambda: layers.describe("thin")) == 0
+        assert obtained_by(lambda: layers.changes("thin", None)) == 0
+        assert obtained_by(lambda: layers.create("top", "thin", is_writable=True)) == 1
+        assert obtained_by(lambda: work_in(layers.mount("top"))) == 1
+        assert obtained_by(lambda: layers.mount("top")) == 0
+        assert obtained_by(archive_of_top) == 0
+        assert obtained_by(lambda: layers.changes("top", "thin")) == 1
+        layers.unmount("top")
+        layers.unmount("top")
+        assert obtained_by(archive_of_top) == 1
+        assert obtained_by(lambda: layers.changes("top", "thin")) == 1
+        implied = archive_of(adding("d/more/file"))
+        assert obtained_by(lambda: fill(layers, "more", "thin", implied)) == 1
+
+
 @pytest.mark.parametrize("more", ["other", "dir/"])
 def test_a_descriptor_beside_anything_else_is_a_file(layers: EngineLayers, tmp_path: Path, more: str) -> None:
     kind = tarfile.DIRTYPE if more.endswith("/") else tarfile.REGTYPE
@@ -316,13 +412,25 @@ def test_wrong_descriptors_fill_nothing(layers: EngineLayers, document: bytes, s
 def test_a_layer_that_is_not_there(layers: EngineLayers, tmp_path: Path) -> None:
     fill(layers, "thin", None, external_thin(tmp_path))
     shutil.rmtree(tmp_path / "cvmfs")
-    sentence = r"There is no layer cvmfs://layers\.example\.org/layer"
+    sentence = r"Repository layers\.example\.org is not mounted below"
     # Engines forget a container's layer that was made and then cannot be mounted.
     with pytest.raises(NotFoundError, match=sentence):
         layers.create("top", "thin", is_writable=True)
     assert not layers.exists("top")
     layers.create("top", "thin", is_writable=False)
     with pytest.raises(NotFoundError, match=sentence):
+        layers.mount("top")
+
+
+def test_a_layer_that_is_a_link_of_the_repository(layers: EngineLayers, tmp_path: Path) -> None:
+    fill(layers, "thin", None, external_thin(tmp_path))
+    (tree,) = (tmp_path / "cvmfs/layers.example.org").iterdir()
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host/secret").write_text("of the host")
+    tree.rename(tmp_path / "before")
+    tree.symlink_to(tmp_path / "host")
+    layers.create("top", "thin", is_writable=False)
+    with pytest.raises(UserError, match="is not a directory, or has a link in its path"):
         layers.mount("top")
 
 
@@ -379,11 +487,92 @@ def test_every_mount_can_be_written_to_until_others_build_on_it(layers: EngineLa
     assert (layers.mount("next") / "written").exists()
 
 
+def test_directories_that_an_archive_did_not_bring_are_like_those_below(layers: EngineLayers) -> None:
+    directories = {"tmp": 0o1777, "srv": 0o2750, "hidden": 0o1777, "brought": 0o1777}
+    fill(layers, "base", None, archive_of(*(adding(name, tarfile.DIRTYPE, mode=mode, uid=5, gid=6)
+                                            for name, mode in directories.items())))  # fmt: skip
+    upper = (
+        adding("tmp/deep/x"), adding("srv/x"), adding(".wh.hidden"), adding("hidden/x"), adding("brought/x"),
+        adding("brought", tarfile.DIRTYPE, mode=0o700),
+    )  # fmt: skip
+    fill(layers, "upper", "base", archive_of(*upper))
+    fill(layers, "top", "upper", archive_of(adding("tmp/y"), adding("hidden/y")))
+    merged = layers.mount("top")
+    seen = {name: (merged / name).stat() for name in (*directories, "tmp/deep")}
+    assert {name: (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for name, one in seen.items()} == {
+        "tmp": (0o1777, 5, 6), "srv": (0o2750, 5, 6), "hidden": (0o755, 0, 0), "brought": (0o700, 0, 0),
+        "tmp/deep": (0o755, 0, 0),
+    }  # fmt: skip
+
+
 def test_an_opaque_root_hides_all_below(layers: EngineLayers) -> None:
     fill(layers, "base", None, BASE)
     fill(layers, "opaque", "base", archive_of(adding(".wh..wh..opq"), adding("only")))
+    # Also in its own mount, as long as nothing is made on it and it can be written to.
+    assert os.listdir(layers.mount("opaque")) == ["only"]
+    layers.unmount("opaque")
     layers.create("top", "opaque", is_writable=True)
     assert os.listdir(layers.mount("top")) == ["only"]
+    assert {(change.path, change.kind.name) for change in layers.changes("opaque", "base")} == {
+        (b"d", "DELETED"), (b"m", "DELETED"), (b"o", "DELETED"), (b"only", "ADDED"),
+    }  # fmt: skip
+    with layers.diff("opaque", "base") as pieces:
+        archive = b"".join(pieces)
+    assert [entry.name for entry in entries(archive)] == [b".wh..wh..opq", b"only"]
+    fill(layers, "again", "base", archive)
+    layers.create("top-again", "again", is_writable=True)
+    assert os.listdir(layers.mount("top-again")) == ["only"]
+
+
+SIGNED = archive_of(
+    adding("d/.wh.a"),
+    adding(".wh.m"),
+    adding("m/new", data=b"under a name that was removed before"),
+    adding("o/.wh..wh..opq"),
+    adding("o/shown"),
+)
+
+
+@pytest.mark.parametrize("signs", KINDS_OF_SIGNS, ids=["by-mica", "by-stock-tools"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_trees_of_a_repository_are_read_whoever_made_them(
+    layers: EngineLayers, tmp_path: Path, signs: Whiteouts, times: int
+) -> None:
+    """The stock tools publish layers as they are in their archives."""
+    documents = []
+    for number, archive in enumerate((BASE, SIGNED)):
+        tree = tmp_path / "cvmfs" / FQRN / str(number)
+        tree.mkdir(parents=True)
+        unpack_layer(io.BytesIO(archive), tree, signs)
+        documents.append({"digest": f"{number:064x}", "url": f"cvmfs://{FQRN}/{number}"})
+    document = {"version": "1.0", "origin": "x", "layers": documents * times}
+    fill(layers, "thin", None, archive_of(adding("thin.json", data=json.dumps(document).encode())))
+    fill(layers, "base", None, BASE)
+    fill(layers, "signed", "base", SIGNED)
+    seen = []
+    for below in ("thin", "signed"):
+        layers.create(f"on-{below}", below, is_writable=True)
+        merged = layers.mount(f"on-{below}")
+        seen.append(sorted((str(path.relative_to(merged)), path.lstat().st_mode) for path in merged.rglob("*")))
+    assert seen[0] == seen[1]
+    assert [name for name, _ in seen[0]] == ["d", "d/b", "m", "m/new", "o", "o/shown"]
+
+
+def test_a_home_belongs_to_one_kind_of_union(tmp_path: Path) -> None:
+    home, provider = tmp_path / "home", ExternalProvider(tmp_path)
+    with open_layers(home, AufsUnion(), provider) as layers:
+        fill(layers, "base", None, BASE)
+    sentence = "were made for aufs and cannot be used with overlay"
+    with pytest.raises(UserError, match=sentence), open_layers(home, OverlayUnion(), provider):
+        pass
+    with open_layers(home, AufsUnion(), provider) as layers:
+        layers.remove("base")
+    # Without layers there is nothing that could be misread.
+    with open_layers(home, OverlayUnion(), provider) as layers:
+        fill(layers, "base", None, BASE)
+    sentence = "were made for overlay and cannot be used with aufs"
+    with pytest.raises(UserError, match=sentence), open_layers(home, AufsUnion(), provider):
+        pass
 
 
 def test_what_a_predecessor_left(tmp_path: Path) -> None:
@@ -418,7 +607,7 @@ def test_a_parent_that_others_need_stays(layers: EngineLayers) -> None:
     with pytest.raises(UserError, match="is the parent of others"):
         layers.remove("base")
     layers.mount("top")
-    with pytest.raises(UserError, match="was not made on nothing"), layers.diff("top", None):
+    with pytest.raises(UserError, match="has another parent than none"), layers.diff("top", None):
         pass
     layers.remove("base", with_children=True)
     assert layers.count == 0

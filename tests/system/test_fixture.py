@@ -15,13 +15,13 @@ from tests.support.tools import need_fuse
 from tests.support.webserver import WebServer, serving
 
 from mica import linux
-from mica.fetch.cache import Cache
+from mica.cache.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.fetch.counters import TrafficCounter
 from mica.fetch.download import HttpFetcher
 from mica.fetch.routes import Routes
+from mica.fuse.tree import ROOT_INODE, Attributes
 from mica.mount.repotree import RepositoryTree
-from mica.mount.tree import ROOT_INODE, Attributes
 from mica.publish.check import CheckProgress, check_repository
 from mica.repo.catalog import NestedCatalog
 
@@ -61,7 +61,8 @@ def tree(stock: Fixture, fetcher: HttpFetcher, tmp_path: Path) -> Iterator[Repos
         RepositoryClient(FQRN, fetcher, cache, [stock.master_key]) as client,
     ):
         manifest = client.update().manifest
-        yield RepositoryTree(client, NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size))
+        root = NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size)
+        yield RepositoryTree(client, root, variables={})
 
 
 def test_every_column_of_every_path_through_the_tree(stock: Fixture, tree: RepositoryTree) -> None:
@@ -94,6 +95,7 @@ def test_the_checker_finds_nothing(stock: Fixture, fetcher: HttpFetcher, tmp_pat
     assert found == []
     assert told[-1].catalogs == 9
     assert told[-1].objects > 100
+    assert told[-1].entries == told[-1].of_entries > 300
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,7 +108,7 @@ def mounted(stock: Fixture, server: WebServer, tmp_path: Path) -> Iterator[bytes
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     subprocess.run(
         [
-            sys.executable, "-m", "mica", "mount", FQRN, str(target),
+            sys.executable, "-m", "mica", "mount", FQRN, str(target), "--magic", "never",
             "--url", f"{server.url}/cvmfs/{FQRN}", "--key", str(key),
             "--state", str(tmp_path / "state"), "--cache", str(tmp_path / "cache"),
         ],

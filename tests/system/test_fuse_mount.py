@@ -1,7 +1,8 @@
 """A tree in memory or on disk, served over /dev/fuse to a real kernel.
 
-The server runs in this process, so whatever faults pages in (mmap) while holding the interpreter's lock would wait
-for itself: such readers are processes of their own.
+The server runs in this process, so whatever halts the interpreter until the server answers would wait for itself. That
+is so for page faults (mmap), and for starting a program from the mount or with a working directory in it: vfork(2)
+halts us until the child has entered it. Such readers are processes of their own, and enter the mount by env(1).
 """
 
 import contextlib
@@ -21,16 +22,17 @@ from typing import Self
 
 import pytest
 from tests.support.memorytree import MemoryTree, Node, Spec, directory, symlink
+from tests.support.noise import noise
 from tests.support.syscalls import open_directory
 from tests.support.tools import need, need_fuse
 from tests.support.trees import differences, format_acl, make_everything, snapshot
+from tests.support.waiting import PATIENCE_S, eventually
 
 from mica import linux
-from mica.mount.fuse_session import FuseSession, abort_connection, open_session
-from mica.mount.treefs import TreeFileSystem
+from mica.fuse.session import FuseSession, abort_connection, open_session
+from mica.fuse.treefs import TreeFileSystem
 
 pytestmark = pytest.mark.system
-PATIENCE_S = 30
 READ_BY_MMAP = """
 import hashlib, mmap, sys
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
@@ -77,10 +79,7 @@ def mounted(
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    assert eventually(is_true)
 
 
 class Gate:
@@ -113,9 +112,14 @@ class Gate:
         wait_until(lambda: self.waiting == callers)
 
 
+def inside(directory: Path, *command: str | Path) -> list[str | Path]:
+    """The command in a directory of a mount; env(1) enters it and becomes the command."""
+    return ["env", "-C", directory, *command]
+
+
 @contextlib.contextmanager
-def started(*command: str | Path, cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+def started(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
@@ -196,7 +200,7 @@ def large(tmp_path: Path) -> Iterator[Path]:
     """A file of 5 MiB and a bit, by descriptor, and one from memory, mounted."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / "large").write_bytes(os.urandom((5 << 20) + 123))
+    (source / "large").write_bytes(noise((5 << 20) + 123))
     with mounted(MemoryTree.of_directory(source), tmp_path / "mnt"):
         yield tmp_path
 
@@ -216,7 +220,7 @@ def test_sendfile(large: Path) -> None:
 
 
 def test_concurrent_readers(tmp_path: Path) -> None:
-    contents = {b"f%02d" % number: os.urandom(700_000 + number) for number in range(8)}
+    contents = {b"f%02d" % number: noise(700_000 + number) for number in range(8)}
     tree = MemoryTree(contents)
 
     def read(number: int) -> bool:
@@ -315,6 +319,7 @@ def test_writing_is_refused(tmp_path: Path) -> None:
 
 def test_permissions_are_checked_by_the_kernel(tmp_path: Path) -> None:
     """By mode, owner and access list, for whoever comes."""
+    nobody = [need("setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups"]
     lists = {b"system.posix_acl_access": format_acl(0o640, 65534)}
     tree = MemoryTree(
         {
@@ -325,7 +330,7 @@ def test_permissions_are_checked_by_the_kernel(tmp_path: Path) -> None:
     )
     with mounted(tree, tmp_path / "mnt"):
         seen = {
-            name: subprocess.run(["cat", name], cwd=tmp_path / "mnt", user=65534, group=65534, capture_output=True)
+            name: subprocess.run(inside(tmp_path / "mnt", *nobody, "cat", name), capture_output=True)
             for name in ("public", "secret", "granted")
         }
         assert (seen["public"].stdout, seen["granted"].stdout) == (b"y", b"z")
@@ -367,11 +372,19 @@ def test_a_blocked_caller_dies_at_once(tmp_path: Path, method: str, path: bytes,
     if command[0] == "getfattr":
         need("getfattr", "attr")
     with mounted(tree, tmp_path / "mnt") as session, Gate(tree, method, [path]) as gate:
-        with started(*command, cwd=tmp_path / "mnt") as process:
+        with started(*inside(tmp_path / "mnt", *command)) as process:
             gate.wait_for(1)
             process.send_signal(signal.SIGKILL)
             assert process.wait(PATIENCE_S / 2) == -signal.SIGKILL  # the gate is still closed
         assert not session.wait(0)
+
+
+def test_no_program_is_started_in_what_this_process_serves(tmp_path: Path) -> None:
+    with mounted(MemoryTree({b"dir": {}}), tmp_path / "mnt"):
+        for program, cwd in (("true", tmp_path / "mnt/dir"), (tmp_path / "mnt/tool", None)):
+            with pytest.raises(AssertionError, match="is served by this process"):
+                sys.audit("subprocess.Popen", program, [program], cwd, None)  # as it does before it would wait for ever
+        subprocess.run(inside(tmp_path / "mnt/dir", "true"), check=True)
 
 
 def test_a_signal_that_is_handled_does_not_fail_the_call(tmp_path: Path) -> None:
@@ -470,7 +483,7 @@ def test_overlayfs_on_top(tmp_path: Path) -> None:
             assert not (union / "gone").exists()
             assert os.listdir(union / "opaque") == ["new"]
             assert sorted(os.listdir(union / "merged")) == ["one", "two"]
-            assert output_of(union / "tool") == "ran\n"
+            assert output_of("env", union / "tool") == "ran\n"
             (union / "kept").write_bytes(b"changed")
             (union / "merged/one").unlink()
             (union / "merged/two").rename(union / "moved")

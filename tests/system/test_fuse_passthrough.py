@@ -16,16 +16,18 @@ from typing import Any
 
 import pytest
 from tests.support.memorytree import MemoryTree
+from tests.support.noise import noise
 from tests.support.tools import missing, need, need_fuse
+from tests.support.waiting import PATIENCE_S
 from tests.system.test_fuse_mount import READ_BY_MMAP, READ_DIRECTLY, Gate, output_of, started, wait_until
 
 from mica import linux
-from mica.mount import fuse_abi as abi
-from mica.mount.fuse_dispatch import Handler, Request
-from mica.mount.fuse_session import open_session
-from mica.mount.overlay import open_overlay, plan_overlay
-from mica.mount.passthrough import NOT_OFFERED, BackingFiles
-from mica.mount.treefs import TreeFileSystem
+from mica.fuse import abi
+from mica.fuse.dispatch import Handler, Request
+from mica.fuse.passthrough import NOT_OFFERED, BackingFiles
+from mica.fuse.session import open_session
+from mica.fuse.treefs import TreeFileSystem
+from mica.union.overlay import open_overlay, plan_overlay
 
 pytestmark = pytest.mark.system
 LEAST = 64 << 10
@@ -120,9 +122,9 @@ def mounted(source: Path, target: Path, backing: Ledger | None) -> Iterator[Moun
 def source(tmp_path: Path) -> Path:
     need_fuse()
     (tmp_path / "source").mkdir()
-    (tmp_path / "source/large").write_bytes(os.urandom(LARGE))
-    (tmp_path / "source/other").write_bytes(os.urandom(LEAST))
-    (tmp_path / "source/small").write_bytes(os.urandom(LEAST - 1))
+    (tmp_path / "source/large").write_bytes(noise(LARGE))
+    (tmp_path / "source/other").write_bytes(noise(LEAST))
+    (tmp_path / "source/small").write_bytes(noise(LEAST - 1))
     (tmp_path / "source/tool").write_bytes(Path("/bin/true").read_bytes().ljust(LEAST, b"\0"))
     (tmp_path / "source/tool").chmod(0o755)
     return tmp_path / "source"
@@ -176,7 +178,7 @@ def test_sendfile_seeking_and_the_end(passing: Mounted, tmp_path: Path) -> None:
 
 
 def test_a_program_runs_and_a_mapping_has_the_name_that_was_opened(passing: Mounted) -> None:
-    output_of(passing.target / "tool")
+    output_of("env", passing.target / "tool")
     program = (
         "import mmap, sys\n"
         "with open(sys.argv[1], 'rb') as file:\n"
@@ -266,10 +268,10 @@ def test_what_is_open_through_us_does_not_fail_a_later_open(passing: Mounted) ->
 
 def test_a_reader_killed_while_it_opens_leaves_nothing(passing: Mounted) -> None:
     """Its answer comes too late to be taken, after the file was registered."""
-    with Gate(passing.tree, "open", [b"large"]) as gate, started("cat", "large", cwd=passing.target) as process:
+    with Gate(passing.tree, "open", [b"large"]) as gate, started("cat", passing.target / "large") as process:
         gate.wait_for(1)
         process.send_signal(signal.SIGKILL)
-        assert process.wait(15) == -signal.SIGKILL
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
         assert len(passing.passing) == 0
         gate.open()
         wait_until(lambda: len(passing.passing.given) == 1)
@@ -317,7 +319,7 @@ def test_one_union_on_top(passing: Mounted, tmp_path: Path) -> None:
         assert (union / "large").read_bytes() == content
         digest = output_of(sys.executable, "-c", READ_BY_MMAP, union / "large")
         assert digest == sha256(passing.source / "large") + "\n"
-        output_of(union / "tool")
+        output_of("env", union / "tool")
         with open(union / "large", "ab") as file:
             file.write(b"more")
         assert (union / "large").read_bytes() == content + b"more"
@@ -356,9 +358,9 @@ def test_a_cache_on_overlayfs_is_read_through_us(source: Path, tmp_path: Path) -
 SERVE = """
 import sys
 from pathlib import Path
-from mica.mount.fuse_session import FuseSession
-from mica.mount.passthrough import BackingFiles
-from mica.mount.treefs import TreeFileSystem
+from mica.fuse.session import FuseSession
+from mica.fuse.passthrough import BackingFiles
+from mica.fuse.treefs import TreeFileSystem
 from tests.support.memorytree import MemoryTree
 
 backing = BackingFiles(least_bytes=1)
@@ -396,7 +398,7 @@ def test_a_server_without_privilege_reads_for_the_kernel(source: Path, tmp_path:
                 assert sha256(tmp_path / "mnt/large") == sha256(source / "large")
             finally:
                 linux.umount2(tmp_path / "mnt", linux.MNT_DETACH)
-            assert server.wait(30) == 0
+            assert server.wait(PATIENCE_S) == 0
     finally:
         if linux.mounted_device(tmp_path / "mnt"):
             linux.umount2(tmp_path / "mnt", linux.MNT_DETACH)

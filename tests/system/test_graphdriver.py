@@ -10,8 +10,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,15 @@ import pytest
 from tests.support.dockers import add_member
 from tests.support.tars import by_tarfile, contents
 from tests.support.tools import need_root
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
 SERVER = """
 import sys
 from pathlib import Path
-from mica.drivers.graphdriver.driver import DriverSettings
-from mica.drivers.graphdriver.server import graph_driver_of
-from mica.mount.serverprocess import open_server_process
+from mica.drivers.docker.driver import DriverSettings
+from mica.drivers.docker.server import graph_driver_of
+from mica.serverprocess import open_server_process
 work = Path(sys.argv[1])
 settings = DriverSettings(work / "none", frozenset({"a.example.org"}), work / "cache", work / "state" / "docker.json")
 spec = graph_driver_of(settings, work / "driver.sock")
@@ -230,32 +229,31 @@ def test_a_successor_knows_home_and_mounts(work: Path) -> None:
 
 
 def test_killed_at_any_moment_of_filling(work: Path) -> None:
-    """Each round is a crash and a new start."""
+    """Each round is a crash and a new start: before the first byte, and when more and more of the layer has come."""
     names = [str(number) for number in range(3000)]
     big = by_tarfile(lambda tar: [add_member(tar, f"d/{name}", data=bytes(1000)) for name in names])  # type: ignore[func-returns-value]
     for number in range(4):
         driver = Driver(work)
         driver("Init", Home=str(driver.home))
         driver("Create", ID=f"l{number}")
-        thread = threading.Thread(target=_fill, args=(driver, f"l{number}", big))
-        thread.start()
-        time.sleep(0.05 * number)
-        driver.end(signal.SIGKILL)
-        thread.join()
+        with contextlib.suppress(OSError, http.client.HTTPException):  # there is no answer
+            driver.apply(f"l{number}", _broken_off(driver, big[: len(big) * number // 4]))
     driver = Driver(work)
     try:
         assert not list(driver.home.glob(".*"))
         for number in range(4):
-            assert len(os.listdir(driver.home / f"l{number}" / "diff")) in {0, 1}
+            assert os.listdir(driver.home / f"l{number}" / "diff") == []
             assert driver("Remove", ID=f"l{number}") == {}
     finally:
         driver.end()
 
 
-def _fill(driver: Driver, layer_id: str, archive: bytes) -> None:
-    # The driver is killed meanwhile.
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        driver.apply(layer_id, io.BytesIO(archive))
+def _broken_off(driver: Driver, begin: bytes) -> Iterator[bytes]:
+    """The beginning of an archive; when some of it is unpacked the driver is killed."""
+    if begin:
+        yield begin
+        assert eventually(lambda: list(driver.home.rglob("d/*")))
+    driver.end(signal.SIGKILL)
 
 
 def test_it_ends_at_once(work: Path) -> None:
@@ -263,3 +261,49 @@ def test_it_ends_at_once(work: Path) -> None:
     driver("Init", Home=str(driver.home))
     driver.end(signal.SIGTERM)
     assert not driver.socket.exists()
+
+
+class _DriverAlone(Driver):
+    """`mica node` of a host that cannot serve layers."""
+
+    def __init__(self, work: Path) -> None:
+        self.home = work / "home"
+        self.socket = work / "driver.sock"
+        command = [
+            sys.executable, "-m", "mica", "node", "--method", "external", "--docker-socket", str(self.socket),
+            "--state", str(work / "state"), "--node", str(work / "node"),
+        ]  # fmt: skip
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == f"ready {self.socket}, without layers of a node\n".encode()
+        self.pid = self._process.pid
+
+
+def test_a_host_that_serves_no_layers_has_a_driver_even_so(work: Path) -> None:
+    """Such as one whose kernel has AUFS and no overlayfs, to whose engine another client gives layers."""
+    layer = f'{{"digest": "{"0" * 64}", "url": "cvmfs://a.example.org/layer"}}'
+    document = f'{{"version": "1.0", "origin": "x", "layers": [{layer}]}}'.encode()
+    thin = by_tarfile(lambda tar: add_member(tar, "thin.json", data=document))
+    add_to = work / "cvmfs" / "a.example.org" / "layer"
+    add_to.mkdir(parents=True)
+    (add_to / "real").touch()
+    driver = _DriverAlone(work)
+    try:
+        assert driver("Init", Home=str(driver.home)) == {}
+        assert ["Layers from", "nowhere"] in driver("Status")["Status"]
+        driver("Create", ID="ordinary")
+        assert driver.apply("ordinary", [ARCHIVE])["Size"] == 70_000
+        driver("Create", ID="thin")
+        assert driver.apply("thin", [thin])["Err"] == (
+            "Layer cvmfs://a.example.org/layer is not available: no node serves layers on this host."
+        )
+        options = ["mica.method=external", f"mica.external={work / 'cvmfs'}"]
+        assert driver("Init", Home=str(driver.home), Opts=options) == {}
+        assert driver.apply("thin", [thin])["Size"] == len(document)
+        driver("CreateReadWrite", ID="container", Parent="thin")
+        assert os.listdir(driver("Get", ID="container")["Dir"]) == ["real"]
+        driver("Cleanup")
+    finally:
+        driver.end()
+    assert driver._process.returncode == 0
+    assert not (work / "node").exists()

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from demo.image import DemoImage
 from tests.support.demoimage import demo_image  # noqa: F401 - a fixture
+from tests.support.disks import disk_path
 from tests.support.fidelity import differences_from_unpacked
 from tests.support.mountpaths import PATHS, MountPath
 from tests.support.publishedimages import PublishedImage, publish_layout, unpack
 from tests.support.tools import need_fuse
 from tests.support.trees import Seen, snapshot
 
+__all__ = ["disk_path"]
 pytestmark = pytest.mark.system
 LAZY = [path for path in PATHS if path.traits.is_lazy]
 
@@ -29,8 +31,8 @@ def unpacked(published: PublishedImage, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("path", LAZY, ids=lambda path: path.name)
 def test_the_union_equals_what_umoci_unpacks(
-    path: MountPath, published: PublishedImage, unpacked: dict[bytes, Seen], tmp_path: Path
+    path: MountPath, published: PublishedImage, unpacked: dict[bytes, Seen], disk_path: Path
 ) -> None:
     assert len(unpacked) > 10_000
-    with path.open(published, tmp_path / "mount", cache=tmp_path / "cache", writable=False) as root:
-        assert differences_from_unpacked(published, unpacked, root, tmp_path / "cache") == []
+    with path.open(published, disk_path / "mount", cache=disk_path / "cache", writable=False) as root:
+        assert differences_from_unpacked(published, unpacked, root, disk_path / "cache") == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.erofs import fsck, mounted
 from tests.support.imagetrees import CHUNK_LISTS, Entries, everything, expected_of, in_tree_order, random_tree, shown_by
-from tests.support.tools import need, need_root
+from tests.support.tools import need, need_linux, need_root
 
 from mica import linux
 from mica.digest import Algorithm
@@ -18,9 +18,9 @@ from mica.files import owned_fd
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_image
 from mica.metaimage.writer import write_image
-from mica.metaimage.xattrs import OPAQUE
 from mica.repo.localname import LocalName
 from mica.repo.objects import Compression, pack
+from mica.unionsigns import OPAQUE
 
 pytestmark = pytest.mark.system
 
@@ -105,6 +105,7 @@ def test_a_tree_with_nothing(tmp_path: Path) -> None:
 def test_overlayfs_finds_content_by_name_and_obeys_a_layer(tmp_path: Path) -> None:
     """Two layers over a directory of content: what a container sees."""
     need_root()
+    need_linux(6, 5, "data-only layers")
     contents = {b"lower": b"from below\n", b"upper": b"from above\n" * 1000}
     store = tmp_path / "content"
     names = {key: stored(store, data) for key, data in contents.items()}

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from tests.contracts.posix_suite import Case, Seen, differences, plant_kits, run_table, unmet
+from tests.support.disks import disk_path, on_disk
 from tests.support.mountpaths import CLASSIC, METACOPY, PATHS, MountPath, Options, PlainOverlay
 from tests.support.publishedimages import PublishedImage, publish_layers
 from tests.support.tools import need_fuse
 
+__all__ = ["disk_path"]
 pytestmark = pytest.mark.system
 _TOLD = 40
 
@@ -32,8 +34,10 @@ def judge(image: PublishedImage, tmp_path_factory: pytest.TempPathFactory) -> Ju
 
     @cache
     def observe(overlay: Options, writable: bool) -> dict[Case, Seen]:
-        place = tmp_path_factory.mktemp("judge")
-        with PlainOverlay(overlay).open(image, place, cache=place / "cache", writable=writable) as root:
+        with (
+            on_disk(tmp_path_factory.mktemp("judge")) as place,
+            PlainOverlay(overlay).open(image, place, cache=place / "cache", writable=writable) as root,
+        ):
             return run_table(root, writable=writable)
 
     return observe
@@ -53,9 +57,9 @@ def test_the_table_says_what_plain_overlayfs_does(path: PlainOverlay, writable: 
     "path", [path for path in PATHS if not isinstance(path, PlainOverlay)], ids=lambda path: path.name
 )
 def test_every_row_gives_what_plain_overlayfs_gives(
-    path: MountPath, writable: bool, image: PublishedImage, judge: Judge, tmp_path: Path
+    path: MountPath, writable: bool, image: PublishedImage, judge: Judge, disk_path: Path
 ) -> None:
-    with path.open(image, tmp_path / "mount", cache=tmp_path / "cache", writable=writable) as root:
+    with path.open(image, disk_path / "mount", cache=disk_path / "cache", writable=writable) as root:
         found = run_table(root, writable=writable)
     told = differences(judge(path.traits.overlay, writable), found, path.traits.deviations if writable else ())
     assert not told, _list(told)

@@ -12,21 +12,23 @@ from typing import Any
 
 import pytest
 from tests.support.cli import mica
+from tests.support.noise import noise
 from tests.support.repositories import Repository, ingest, make_repository
 from tests.support.tars import END, member
 from tests.support.tools import missing, need, need_fuse
+from tests.support.waiting import eventually
 from tests.system.test_fuse_mount import wait_until
 
 from mica import linux
-from mica.mount.inquiry import State, is_repository, report_mounts
-from mica.mount.mountinfo import Mount, mount_of, read_mounts
+from mica.mount.statusreport import State, is_repository, report_mounts
+from mica.mountinfo import Mount, mount_of, read_mounts
 from mica.publish.objectwriter import ObjectRules
 
 pytestmark = pytest.mark.system
 FQRN = "small.example.org"
-MIDDLE = os.urandom(200_000)
+MIDDLE = noise(200_000)
 # A program, so that it can be run too; what follows it is nobody's business.
-CHUNKED = Path("/bin/true").read_bytes() + os.urandom(600_000)
+CHUNKED = Path("/bin/true").read_bytes() + noise(600_000)
 ARCHIVE = (
     member(b"small", b"small")
     + member(b"large/.cvmfscatalog")
@@ -56,7 +58,7 @@ class Node:
         assert done.code == 0, done.stderr
 
     def facts(self) -> dict[str, Any]:
-        done = mica(self.state, "status", self.target, "--json")
+        done = mica(self.state, "status", self.target, "--local", "--json")
         assert done.code == 0, done.stderr
         (facts,) = json.loads(done.stdout)["repositories"]
         assert facts["directory"] == str(self.target)
@@ -101,11 +103,29 @@ def test_a_mount_tells_how_it_does(node: Node) -> None:
     facts = node.facts()
     assert (facts["local"]["local_files"], facts["local"]["local_bytes"]) == (1, 5)
     assert (facts["files_opened"], facts["objects_fetched"]) == (1, before + 1)
-    done = mica(node.state, "status")
-    assert done.code == 0
-    (line,) = (line for line in done.stdout.splitlines() if str(node.target) in line)
-    assert "serving" in line
-    assert "1 of 4 files; 1 of 2 catalogs not looked into" in line
+    counted, quick = (shown(node, *options) for options in (("--local",), ()))
+    assert counted["local"].endswith("1 of 4 files; 1 of 2 catalogs not looked into")
+    assert quick["local"] == "not counted; --local counts"
+    for lines in (counted, quick):
+        assert lines["state"].startswith("serving revision 2 ")
+        assert lines["opened"] == "1 files"
+
+
+def shown(node: Node, *options: str) -> dict[str, str]:
+    """What is said to people of the mount."""
+    done = mica(node.state, "status", *options)
+    assert done.code == 0, done.stderr
+    (block,) = (text for text in done.stdout.split("\n\n") if text.startswith(f"Repository {FQRN} at {node.target}\n"))
+    pairs = (line.split(maxsplit=1) for line in block.splitlines()[1:])
+    return dict(pairs)  # type: ignore[arg-type]
+
+
+def test_what_nobody_asked_for_is_not_counted(node: Node) -> None:
+    node.mount()
+    (node.state / "cache").rename(node.state / "elsewhere")
+    (facts,) = json.loads(mica(node.state, "status", node.target, "--json").stdout)["repositories"]
+    assert (facts["local"], facts["local_unknown"]) == (None, "not counted; --local counts")
+    assert facts["state"] == "serving"
 
 
 def test_asking_fetches_nothing(node: Node) -> None:
@@ -171,9 +191,17 @@ def test_attributes_through_the_kernel(node: Node, tmp_path: Path) -> None:
     assert node.attribute("mica.local", "small") == "5 of 5"
     with pytest.raises(OSError, match="No data"):
         node.attribute("none")
-    subprocess.run(["cp", "-a", "--preserve=all", node.target, tmp_path / "copy"], check=True)
-    for path in (tmp_path / "copy", tmp_path / "copy/small", tmp_path / "copy/large/file"):
+    assert {"user.fqrn", "user.revision", "user.mica.status"} <= set(os.listxattr(node.target))
+    subprocess.run(["cp", "-a", "--preserve=all", f"{node.target}/.", tmp_path / "copy"], check=True)
+    for path in (tmp_path / "copy/small", tmp_path / "copy/large", tmp_path / "copy/large/file"):
         assert os.listxattr(path) == []
+
+
+def test_listings_of_attributes_as_the_stock_client_has_them(node: Node) -> None:
+    assert mica(node.state, "mount", FQRN, node.target, "--magic", "some").code == 2
+    node.mount("--magic", "never")
+    assert os.listxattr(node.target) == []
+    assert node.attribute("fqrn") == FQRN
 
 
 def test_a_new_revision_shows(node: Node) -> None:
@@ -203,14 +231,14 @@ def test_a_path_inside_and_one_outside(node: Node) -> None:
 LOOK_AS_NOBODY = """
 import encodings.ascii, json, os, sys
 from pathlib import Path
-import rich.console
+import mica.fetch.localshare
 from mica import linux
-from mica.cli import mounts
+from mica.cli import mountstatus as mounts
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 linux.prctl(4, 1)  # PR_SET_DUMPABLE: its own /proc/self again
-print(json.dumps(mounts.repository_mounts(Path(sys.argv[1])).facts))
+print(json.dumps(mounts.repository_mounts(Path(sys.argv[1]), count=True)[0].facts))
 """
 
 
@@ -223,7 +251,7 @@ def test_others_may_look_but_not_into_the_cache(node: Node, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (facts,) = json.loads(done.stdout)
     assert (facts["state"], facts["local"]) == ("serving", None)
-    assert facts["local_unknown"] == "the cache belongs to somebody else"
+    assert facts["local_unknown"] == "the cache belongs to another user"
 
 
 def test_a_cache_that_is_gone_is_not_made(node: Node) -> None:
@@ -267,12 +295,19 @@ def test_a_server_that_hangs_holds_nobody_up(node: Node) -> None:
     node.mount()
     pid = node.signal_server(signal.SIGSTOP)
     try:
+        assert eventually(lambda: set(states_of(pid)) == {"T"}), "a thread stops when it notices the signal"
         (mount,) = our_mounts(node.target)
         (report,) = report_mounts([mount], patience_s=0.2)
         assert (report.state, report.status) == (State.SILENT, None)
     finally:
         os.kill(pid, signal.SIGCONT)
     assert node.facts()["state"] == "serving"
+
+
+def states_of(pid: int) -> list[str]:
+    """Of all threads (proc_pid_stat(5))."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [text.rpartition(")")[2].split()[0] for text in stats]
 
 
 def our_mounts(target: Path) -> list[Mount]:
@@ -287,7 +322,7 @@ def test_what_lies_under_another_mount_is_not_asked(node: Node) -> None:
         assert report.state is State.COVERED
         found = mount_of(node.target)
         assert found is not None
-        assert found.fstype == "tmpfs"
+        assert found.fstype == b"tmpfs"
     finally:
         linux.umount2(node.target)
     assert node.facts()["state"] == "serving"
@@ -325,12 +360,32 @@ def test_other_mounts_of_ours_are_no_repositories(node: Node) -> None:
         assert mica(node.state, "status", node.target).code == 1
 
 
+def test_a_second_mount_on_a_directory_is_refused(node: Node, tmp_path: Path) -> None:
+    node.mount()
+    (tmp_path / "link").symlink_to(node.target)
+    for directory in (node.target, tmp_path / "link"):
+        again = mica(node.state, "mount", FQRN, directory, *node.options)
+        assert (again.code, again.sentence) == (1, f"The repository {FQRN} is mounted on {directory} already.")
+        assert f"mica umount {directory}" in again.stderr
+    assert len(our_mounts(node.target)) == 1
+    pid = int(node.attribute("pid"))
+    assert mica(node.state, "umount", node.target).code == 0
+    # Until its server has looked whether the mount is gone it may take a dead one with the same number for it.
+    assert eventually(lambda: not Path(f"/proc/{pid}").exists())
+    with unanswered(node.target, 0, "something"):
+        again = mica(node.state, "mount", FQRN, node.target, *node.options)
+        assert again.code == 1
+
+
 def test_nothing_mounted(tmp_path: Path) -> None:
     need("unshare", "util-linux")
     program = 'umount -a -t fuse.mica -l; exec "$@"'
     command = [
         "unshare",
         "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
         "sh",
         "-c",
         program,
@@ -343,7 +398,7 @@ def test_nothing_mounted(tmp_path: Path) -> None:
         str(tmp_path),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "Nothing is mounted.\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "Nothing is mounted, and no container runs.\n"), done.stderr
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     sections = json.loads(done.stdout)
     assert sections["repositories"] == []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from tests.support.disks import on_disk
 from tests.support.mountpaths import PATHS, MountPath
 from tests.support.publishedimages import PublishedImage, publish_layers
 from tests.support.tools import need, need_fuse
@@ -61,8 +62,10 @@ def mounted(
     request: pytest.FixtureRequest, image: PublishedImage, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     path: MountPath = request.param
-    place = tmp_path_factory.mktemp(path.name)
-    with path.open(image, place / "mount", cache=place / "cache") as root:
+    with (
+        on_disk(tmp_path_factory.mktemp(path.name)) as place,
+        path.open(image, place / "mount", cache=place / "cache") as root,
+    ):
         yield root
 
 

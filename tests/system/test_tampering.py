@@ -36,7 +36,7 @@ def published_files(repository: Repository) -> list[Path]:
     return [
         path
         for path in found
-        if path.name not in {".cvmfsreflog", ".cvmfs_master_replica"} and path.name[:38] not in unread
+        if path.name not in {".cvmfsreflog", ".cvmfs_master_replica", "pointers.lock"} and path.name[:38] not in unread
     ]
 
 

@@ -2,19 +2,23 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.tools import need_root
+from tests.support.tools import need_linux, need_root
 
 from mica import linux
-from mica.mount.overlay import (
+from mica.mountinfo import read_mounts_of, unescaped
+from mica.union.overlay import (
+    LAYERS_MAX,
     OverlayOptions,
     OverlayPlan,
     _mount_by_fsconfig,
     _mount_classic,
     open_overlay,
     plan_overlay,
+    takes_one_by_one,
 )
 
 pytestmark = pytest.mark.system
@@ -29,7 +33,14 @@ def base(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("mount", [_mount_by_fsconfig, _mount_classic])
+def _ways() -> list[Callable[[OverlayPlan], None]]:
+    """Those that this kernel has."""
+    if os.geteuid() != 0:
+        return [_mount_classic]
+    return [_mount_by_fsconfig, _mount_classic] if takes_one_by_one() else [_mount_classic]
+
+
+@pytest.mark.parametrize("mount", _ways())
 @pytest.mark.parametrize("is_writable", [True, False])
 @pytest.mark.parametrize("count", [1, len(ODD)])
 def test_odd_names(base: Path, mount: Callable[[OverlayPlan], None], is_writable: bool, count: int) -> None:
@@ -53,18 +64,53 @@ def test_odd_names(base: Path, mount: Callable[[OverlayPlan], None], is_writable
     assert os.listdir(plan.target) == []
 
 
-@pytest.mark.parametrize("mount", [_mount_by_fsconfig, _mount_classic])
-def test_128_layers_with_long_names(base: Path, mount: Callable[[OverlayPlan], None]) -> None:
-    layers = [base / f"{'long' * 20}{number}" for number in range(128)]
+@pytest.mark.parametrize("mount", _ways())
+@pytest.mark.parametrize("count", [128, LAYERS_MAX])
+def test_many_layers_with_long_names(base: Path, mount: Callable[[OverlayPlan], None], count: int) -> None:
+    layers = [base / f"{'long' * 20}{number}" for number in range(count)]
     for number, layer in enumerate(layers):
         layer.mkdir()
         (layer / str(number)).touch()
     plan = plan_overlay(layers, base / "upper:,\\", base / "work\\", base / "target")
+    directory = os.getcwd()
     mount(plan)
     try:
-        assert len(os.listdir(plan.target)) == 128
+        assert len(os.listdir(plan.target)) == count
+        assert os.getcwd() == directory
     finally:
         linux.umount2(plan.target)
+
+
+def test_data_only_layers_keep_their_names_beside_many_others(base: Path) -> None:
+    """By them those who make room in a cache find the unions over it."""
+    layers = [base / f"{'long' * 20}{number}" for number in range(300)]
+    for layer in (*layers, base / "objects"):
+        layer.mkdir()
+    options = OverlayOptions((base / "objects",))
+    plan = plan_overlay(layers, base / "upper:,\\", base / "work\\", base / "target", options)
+    need_linux(6, 5, "data-only layers")
+    _mount_classic(plan)
+    try:
+        (mount,) = [mount for mount in read_mounts_of("self") if mount.target == os.fsencode(plan.target)]
+        assert os.fsencode(base / "objects") in unescaped(mount.super_options)
+    finally:
+        linux.umount2(plan.target)
+
+
+def test_how_layers_are_told_is_asked_of_the_kernel_once(base: Path) -> None:
+    (base / "layer").mkdir()
+    plan = plan_overlay([base / "layer"], None, None, base / "target")
+    assert plan.one_by_one is None
+    takes_one_by_one.cache_clear()
+    for _ in range(3):
+        with open_overlay(plan):
+            pass
+    assert takes_one_by_one.cache_info().misses == 1
+    takes_one_by_one.cache_clear()
+    for known in (False, takes_one_by_one.__wrapped__()):
+        with open_overlay(replace(plan, one_by_one=known)):
+            pass
+    assert takes_one_by_one.cache_info().misses == 0
 
 
 def test_a_single_layer_hides_its_whiteouts_and_no_device_opens(base: Path) -> None:

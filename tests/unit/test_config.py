@@ -21,6 +21,8 @@ keys = ["/etc/mica/keys/images.example.org.pub"]
 urls = ["/srv/cvmfs/other.example.org"]
 keys = ["a.pub", "b.pub"]
 proxies = "DIRECT"
+external_urls = ["http://data.example.org/@fqrn@"]
+external_proxies = "http://other:3128"
 """
 
 
@@ -44,7 +46,12 @@ def test_everything_at_once(tmp_path: Path) -> None:
             "http://squid:3128;DIRECT",
         ),
         "other.example.org": RepositoryLocation(
-            "other.example.org", ("/srv/cvmfs/other.example.org",), (Path("a.pub"), Path("b.pub")), "DIRECT"
+            "other.example.org",
+            ("/srv/cvmfs/other.example.org",),
+            (Path("a.pub"), Path("b.pub")),
+            "DIRECT",
+            external_urls=("http://data.example.org/@fqrn@",),
+            external_proxies="http://other:3128",
         ),
     }
 
@@ -67,9 +74,18 @@ def test_configuration_that_was_asked_for_has_to_be_there(tmp_path: Path) -> Non
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "paths"), [("", None), ("blacklists = []", ()), ("blacklists = ['/a', '/b']", (Path("/a"), Path("/b")))]
+)
+def test_blacklists(tmp_path: Path, text: str, paths: tuple[Path, ...] | None) -> None:
+    assert load(tmp_path, f"[node]\n{text}").blacklists == paths
+
+
 def test_limits_of_the_cache(tmp_path: Path) -> None:
     config = load(tmp_path, "[node]\nquota = '1.5T'\nkeep_free = 'none'")
     assert (config.quota_bytes, config.keep_free_bytes) == (3 << 39, 0)
+    config = load(tmp_path, "[node]\nquota = '32M'\nkeep_free = '1K'")
+    assert (config.quota_bytes, config.keep_free_bytes) == (32 << 20, 1 << 10)
     config = load(tmp_path, "[node]\ncache = '/x'")
     assert (config.quota_bytes, config.keep_free_bytes) == (None, None)
 
@@ -81,19 +97,21 @@ REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
     ("text", "word"),
     [
         ("node", "document"),
-        (b"\xff", "0xff"),
+        (b"\xff", "UTF-8"),
         ("[nodes]", "unknown key 'nodes' at the top"),
         ("node = 1", "'node' has to be a table"),
         ("repositories = []", "'repositories' has to be a table"),
-        ("[node]\ncahce = '/x'", "unknown key 'cahce' in [node]; known are cache,"),
+        ("[node]\ncahce = '/x'", "unknown key 'cahce' in [node]; known are blacklists, cache,"),
         ("[node]\nmethod = 'fast'", "'fast' is not a method; known are auto, kernel,"),
         ("[node]\ndeadline_s = 'x'", "'deadline_s' has to be a number from 0 to 86400"),
         ("[node]\ncomplete_mb_s = -1", "'complete_mb_s' has to be a number from 0"),
         ("[node]\nquota = '20 GB'", "'quota': '20 GB' is not a size, such as 20G or 500M"),
-        ("[node]\nquota = '0'", "'quota': '0' is no limit; 'none' takes one away"),
+        ("[node]\nquota = '0'", "'quota': '0' is not a limit; 'none' removes the limit"),
         ("[node]\nquota = ''", "'quota': '' is not a size"),
+        ("[node]\nquota = '31M'", "'quota': '31M' is too small for a cache: it needs at least 32.0 MiB"),
         ("[node]\nkeep_free = 5", "'keep_free' has to be a text"),
         ("[node]\ncache = 1", "'cache' has to be a text"),
+        ("[node]\nblacklists = '/x'", "'blacklists' in [node] has to be a list of texts"),
         ("[node]\nproxies = []", "'proxies' has to be a text"),
         ("[repositories]\na = 1", "'a' has to be a table"),
         ('[repositories."a.example.org"]\nkeys = ["k"]', "'urls' in [repositories.\"a.example.org\"]"),
@@ -101,6 +119,12 @@ REPOSITORY = '[repositories."a.example.org"]\nurls = ["u"]\nkeys = ["k"]\n'
         ('[repositories."a.example.org"]\nurls = []\nkeys = ["k"]', "'urls'"),
         ('[repositories."a.example.org"]\nurls = "u"\nkeys = ["k"]', "'urls'"),
         ('[repositories."a.example.org"]\nurls = ["u", 1]\nkeys = ["k"]', "'urls'"),
+        ("[repositories.'../a']\nurls = ['u']\nkeys = ['k']", "'../a' in [repositories] cannot be the name of a repo"),
+        ("[repositories.'']\nurls = ['u']\nkeys = ['k']", "'' in [repositories] cannot be the name of a repository"),
+        ("[node]\nproxies = 'http://'", "'proxies' in [node]: 'http://' is not a proxy URL"),
+        ("[node]\nproxies = ''", "'proxies' in [node]: The list of proxies is empty"),
+        (f"{REPOSITORY}proxies = 'a b'", "'proxies' in [repositories.\"a.example.org\"]: 'a b' is not a proxy URL"),
+        (f"{REPOSITORY}external_proxies = ';'", "'external_proxies' in [repositories.\"a.example.org\"]: The list"),
         (f'{REPOSITORY}url = "x"', "unknown key 'url'"),
         (f"{REPOSITORY}proxies = 1", "'proxies' has to be a text"),
         (f"{REPOSITORY}{REPOSITORY}", "wrong"),
@@ -152,6 +176,7 @@ def test_portal(tmp_path: Path) -> None:
     ("text", "word"),
     [
         ("[portal]", "'repository' is missing in [portal]"),
+        ('[portal]\nrepository = "a/b"', "'repository' in [portal]: 'a/b' cannot be the name of a repository"),
         ('[portal]\nrepository = "a.b"', "'allow' in [portal] has to be a list"),
         (f"{PORTAL}colour = 1", "unknown key 'colour' in [portal]"),
         (f"{PORTAL}conversions = 0", "'conversions' has to be a number from 1 to 64"),

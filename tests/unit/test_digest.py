@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.digest import NULL_PATH_HASH, Algorithm, Digest, PathHash, Suffix, digest_of, new_hasher, path_hash
+from mica.digest import (
+    NULL_PATH_HASH,
+    Algorithm,
+    Digest,
+    PathHash,
+    Suffix,
+    digest_of,
+    new_hasher,
+    parse_object_path,
+    path_hash,
+)
 
 EMPTY_OBJECT = bytes.fromhex("789c030000000001")
 
@@ -97,3 +107,41 @@ def test_the_null_hash_is_that_of_no_path() -> None:
 
 def test_configuration_names() -> None:
     assert [algorithm.config_name for algorithm in Algorithm] == ["sha1", "rmd160", "shake128"]
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("suffix", Suffix)
+def test_object_paths_are_read_back(algorithm: Algorithm, suffix: Suffix) -> None:
+    digest = digest_of(b"content", algorithm)
+    assert parse_object_path(digest.object_path(suffix)) == (digest, suffix)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "data/", "data/txn/pointers.lock", ".cvmfspublished", "data/ab/cd", f"data/aa/{'0' * 38}Z"]
+)
+def test_other_paths_are_no_objects(path: str) -> None:
+    assert parse_object_path(path) is None
+    found = parse_object_path(digest_of(b"").object_path(Suffix.FILE))
+    assert found is not None
+    assert isinstance(found[0], Digest)
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix"),
+    [
+        (f"data/{'ab' * 20}"[:7] + "/" + "ab" * 19, Suffix.FILE),
+        ("data/ab/" + "ab" * 19 + "C", Suffix.CATALOG),
+        ("data/ab/" + "ab" * 19 + "-shake128P", Suffix.CHUNK),
+    ],
+)
+def test_paths_of_objects(path: str, suffix: Suffix) -> None:
+    found = parse_object_path(path)
+    assert found is not None
+    assert (found[1], found[0].object_path(suffix)) == (suffix, path)
+
+
+@pytest.mark.parametrize(
+    "path", [".cvmfsreflog", "data/ab/xyz", "data/ab/" + "ab" * 19 + "Z", "data/ab/" + "ab" * 19 + "-md5", "data/txn/x"]
+)
+def test_paths_of_other_files(path: str) -> None:
+    assert parse_object_path(path) is None

@@ -14,9 +14,12 @@ import pytest
 from mica.errors import TemporaryError, UserError
 from mica.files import (
     explained_os_error,
+    find_flock,
+    lock_holder,
     locked,
     mapped_os_errors,
     owned_fd,
+    remove_tree,
     remove_unfinished,
     replace_file,
     replacing_file,
@@ -121,9 +124,32 @@ def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
     )
     with locked(path, what="It"):
         other = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
-        assert "It is in use by another process." in other.stderr
+        assert f"It is in use by process {os.getpid()}." in other.stderr
     with locked(path, what="It"):
         pass
+
+
+def test_the_holder_of_a_lock_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert lock_holder(path) is None
+    with locked(path, what="It"):
+        assert lock_holder(path) == os.getpid()
+    assert lock_holder(path) is None
+
+
+def test_who_is_no_holder_in_the_table_of_locks(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    status = (tmp_path / "lock").stat()
+    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    others = f"""\
+1: POSIX  ADVISORY  WRITE 11 {file} 0 EOF
+2: FLOCK  ADVISORY  WRITE 12 {file}0 0 EOF
+3: FLOCK  ADVISORY  READ  13 {file} 0 EOF
+4: FLOCK  ADVISORY  WRITE 0 {file} 0 EOF
+4: -> FLOCK  ADVISORY  WRITE 14 {file} 0 EOF
+"""
+    assert find_flock(others, status) is None
+    assert find_flock(f"{others}5: FLOCK  ADVISORY  WRITE 15 {file} 0 EOF\n", status) == 15
 
 
 def test_a_lock_is_free_after_its_holder(tmp_path: Path) -> None:
@@ -157,6 +183,14 @@ def test_hints_say_what_to_do(number: int, hint: str) -> None:
     error = explained_os_error(OSError(number, os.strerror(number)), "store an object")
     assert hint in error.hint
     assert str(error).startswith("Cannot store an object: ")
+    assert "published" not in error.hint
+
+
+def test_a_full_disk_says_what_that_means_for_who_asked() -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(UserError) as caught, mapped_os_errors("write", when_full="nothing was published"):
+        raise error
+    assert caught.value.hint == "Free some space or choose another directory; nothing was published."
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
@@ -198,3 +232,46 @@ def test_a_transient_lock_lets_one_in_at_a_time_and_leaves_nothing(tmp_path: Pat
         thread.join()
     assert (len(most), set(most)) == (80, {1})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_failed_by_descriptor_is_told_without_its_number(tmp_path: Path) -> None:
+    with owned_fd(os.open(tmp_path, os.O_RDONLY)) as fd:
+        with pytest.raises(UserError) as caught, mapped_os_errors("mark a thing"):
+            os.setxattr(fd, "user.x", bytes(1 << 17))
+        assert str(caught.value) == f"Cannot mark a thing: {os.strerror(errno.E2BIG)}."
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    for path in (tmp_path / "file" / "lock", tmp_path / "directory"):
+        with pytest.raises(UserError, match=f"Cannot lock {path}: "), locked(path, what="It"):
+            pass
+
+
+def test_an_error_under_a_lock_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError), locked(tmp_path / "lock", what="It", transient=True):
+        raise ConnectionResetError
+    assert not list(tmp_path.iterdir())
+
+
+def test_removal_is_neither_recursive_nor_misled(tmp_path: Path) -> None:
+    top, outside = tmp_path / "top", tmp_path / "outside"
+    top.mkdir()
+    outside.mkdir()
+    (outside / "file").touch()
+    home = os.open(top, os.O_RDONLY)
+    fd = os.dup(home)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        os.mkdir("e", dir_fd=fd)
+        os.symlink(outside, "link", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.mkfifo("fifo", dir_fd=fd)
+    os.close(fd)
+    os.close(home)
+    remove_tree(top)
+    assert not top.exists()
+    assert os.listdir(outside) == ["file"]

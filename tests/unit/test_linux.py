@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.disks import disk_path, memory_path
 
 from mica import linux
 from mica.files import owned_fd
+
+__all__ = ["disk_path", "memory_path"]
 
 
 @pytest.fixture
@@ -72,8 +75,10 @@ def test_what_cannot_be_leased(path: Path) -> None:
 
 
 @pytest.mark.parametrize("ask", [linux.resident_pages, linux._mincore])
-def test_pages_in_memory(path: Path, ask: object) -> None:
+def test_pages_in_memory(disk_path: Path, ask: object) -> None:
     assert callable(ask)
+    path = disk_path / "file"
+    path.write_bytes(b"x" * 10_000)
     with owned_fd(os.open(path, os.O_RDONLY)) as fd:
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -83,6 +88,13 @@ def test_pages_in_memory(path: Path, ask: object) -> None:
         assert ask(fd) == 1
         os.pread(fd, 10_000, 0)
         assert ask(fd) == 3
+
+
+def test_where_a_file_lies(disk_path: Path, memory_path: Path) -> None:
+    assert linux.filesystem_type(disk_path) != linux.TMPFS_MAGIC == linux.filesystem_type(memory_path)
+    for path in (disk_path, memory_path):
+        with owned_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+            assert linux.filesystem_type(fd) == linux.filesystem_type(path)
 
 
 def test_an_empty_file_has_no_pages(tmp_path: Path) -> None:

@@ -1,14 +1,22 @@
 """The cache of verified content: whole or absent, and never one thing for another."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.support.caches import NOTHING_FRESH, disk_usage, put
 
-from mica.digest import Algorithm, Digest
+from mica.cache.cache import Cache, recover
+from mica.cache.ledger import Account, Limits
+from mica.cache.partfiles import keep_list, open_part
+from mica.digest import Algorithm, Digest, Suffix
 from mica.errors import UserError
-from mica.fetch.cache import Cache, recover
+from mica.repo.chunklist import format_chunk_list
+from mica.repo.entry import Chunk
+from mica.repo.localname import chunked_name
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression
 
 DIGEST = Digest(bytes(range(20)), Algorithm.SHA1)
@@ -20,16 +28,20 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
 
 
+def object_name(size: int | None, digest: Digest = DIGEST, compression: Compression = ZLIB) -> ObjectName:
+    return ObjectName(digest, Suffix.FILE, compression, size)
+
+
 def add(
     cache: Cache, content: bytes, digest: Digest = DIGEST, compression: Compression = ZLIB, *, size: int | None = -1
 ) -> None:
-    with cache.adding(digest, compression, len(content) if size == -1 else size) as new:
+    with cache.adding(object_name(len(content) if size == -1 else size, digest, compression)) as new:
         new.write(content)
         os.close(new.commit())
 
 
 def get(cache: Cache, size: int | None, digest: Digest = DIGEST, compression: Compression = ZLIB) -> bytes | None:
-    descriptor = cache.open(digest, compression, size)
+    descriptor = cache.open(object_name(size, digest, compression))
     if descriptor is None:
         return None
     with os.fdopen(descriptor, "rb") as file:
@@ -53,13 +65,13 @@ def test_content_comes_back(cache: Cache) -> None:
 
 
 def test_what_is_here_is_told_without_opening_it(cache: Cache) -> None:
-    assert not cache.has(DIGEST, ZLIB, 7)
+    assert not cache.has(object_name(7))
     add(cache, b"content")
     add(cache, b"unsized", size=None)
-    assert cache.has(DIGEST, ZLIB, None)
-    assert cache.has(DIGEST, ZLIB, 7)
-    assert not cache.has(DIGEST, NONE, 7)
-    assert not cache.has(DIGEST, ZLIB, 8)
+    assert cache.has(object_name(None))
+    assert cache.has(object_name(7))
+    assert not cache.has(object_name(7, compression=NONE))
+    assert not cache.has(object_name(8))
     assert get(cache, 7) == b"content"
     cache.close()
 
@@ -74,7 +86,7 @@ def test_content_of_unknown_size_has_a_place_of_its_own(cache: Cache) -> None:
 
 
 def test_a_committed_descriptor_reads_from_the_beginning(cache: Cache) -> None:
-    with cache.adding(DIGEST, ZLIB, 7) as new:
+    with cache.adding(object_name(7)) as new:
         new.write(b"con")
         new.write(b"tent")
         descriptor = new.commit()
@@ -83,7 +95,7 @@ def test_a_committed_descriptor_reads_from_the_beginning(cache: Cache) -> None:
 
 
 def test_what_is_not_committed_vanishes(cache: Cache) -> None:
-    with cache.adding(DIGEST, ZLIB, 16) as new:
+    with cache.adding(object_name(16)) as new:
         new.write(b"half of the con")
     assert get(cache, 16) is None
     assert files(cache) == []
@@ -148,7 +160,7 @@ def test_many_add_the_same_at_once(tmp_path: Path) -> None:
 
 def test_deleting_files_is_safe_at_any_time(cache: Cache) -> None:
     add(cache, b"content")
-    descriptor = cache.open(DIGEST, ZLIB, 7)
+    descriptor = cache.open(object_name(7))
     assert descriptor is not None
     files(cache)[0].unlink()
     assert get(cache, 7) is None
@@ -175,3 +187,71 @@ def test_a_new_life_of_the_machine_drops_what_may_have_lost_its_tail(cache: Cach
     recover(cache.root, "another life")
     assert len(files(cache)) == 2, "looked for twice in one life"
     cache.close()
+
+
+CHUNKS = [Chunk(0, 5, DIGEST), Chunk(5, 5, DIGEST)]
+
+
+def use_everything(cache: Cache) -> None:
+    add(cache, b"content")
+    assert get(cache, 7) == b"content"
+    add(cache, b"unsized", size=None)
+    name = chunked_name(CHUNKS, ZLIB)
+    keep_list(cache, name.digest, format_chunk_list(CHUNKS))
+    with open_part(cache, name) as part:
+        part.put_bytes(0, b"abcde")
+        assert part.is_current
+    cache.keep_bytes(cache.root / "images/one", b"image")
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(1 << 30, 1 << 10)])
+@pytest.mark.parametrize("lost", ["", "objects", "parts", "lists", "images", "unsized", "handover", "txn", "usage"])
+def test_a_cache_that_is_removed_while_it_is_used_is_made_again(
+    tmp_path: Path, lost: str, limits: Limits, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "cache"
+    with Cache(root, fresh_s=NOTHING_FRESH) as cache, Cache(root, fresh_s=NOTHING_FRESH) as other:
+        cache.quota.set_limits(limits)
+        use_everything(cache)
+        if lost == "usage":
+            (root / lost).unlink()
+        else:
+            shutil.rmtree(root / lost)
+        use_everything(cache)
+        use_everything(other)
+        put(other, b"x" * 10_000)
+        put(cache, b"y" * 10_000)
+        assert cache.quota.limits == other.quota.limits == limits
+        if limits.most and lost in {"", "usage"}:
+            account = cache.quota.account()
+            assert account == other.quota.account()
+            assert account.is_counted
+            assert account.taken >= disk_usage(root)
+        cache.quota.sweeper.prune(0)
+        assert disk_usage(root) == 0
+    told = [record.message for record in caplog.records if "was removed while it is used" in record.message]
+    assert len(told) == (lost != "usage")
+    with Cache(root):
+        pass
+
+
+def test_a_cache_that_is_removed_while_something_comes(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache", fresh_s=NOTHING_FRESH) as cache:
+        cache.quota.set_limits(Limits(1 << 20))
+        with cache.reserving(50_000) as room:
+            shutil.rmtree(cache.root)
+            put(cache, b"another")
+            room.cover(100_000)
+            room.keep(50_000)
+        with cache.quota.sweeper.alone():
+            cache.quota.sweeper.count()
+        assert cache.quota.account() == Account(disk_usage(cache.root), 0, is_counted=True)
+
+
+def test_a_cache_that_was_moved_away_is_made_again(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        add(cache, b"content")
+        cache.root.rename(tmp_path / "elsewhere")
+        assert get(cache, 7) is None
+        add(cache, b"content")
+        assert get(cache, 7) == b"content"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.fetch.eviction import Eviction, Taken, Use, candidates, evict, seconds_until_free
-from mica.fetch.inventory import Inventory, Item, Kind
+from mica.cache.eviction import Eviction, Taken, Use, candidates, evict, hurried_s, seconds_until_free, too_fresh
+from mica.cache.inventory import Inventory, Item, Kind
 
 NOW = 1_000_000 * 10**9
 FRESH_S = dict.fromkeys(Kind, 10.0) | {Kind.IMAGE: 900.0, Kind.LIST: 900.0}
@@ -130,7 +130,13 @@ def test_two_evictions_put_together_have_each_item_once() -> None:
 @pytest.mark.parametrize(("missing", "wait"), [(1, 1.0), (2, 3.0), (4, None)])
 def test_how_long_to_wait_for_what_is_fresh(missing: int, wait: float | None) -> None:
     items = [item("a", 9), item("b", 7), item("old", 99), item("c", 5), item("image", 5, kind=Kind.IMAGE)]
-    assert seconds_until_free(Inventory(items, frozenset()), NOW, FRESH_S, missing) == wait
+    fresh = too_fresh(Inventory(items, frozenset()), NOW, FRESH_S)
+    assert seconds_until_free(fresh, NOW, FRESH_S, missing) == wait
+
+
+def test_who_waits_shortens_what_is_fresh_but_not_what_will_be_mounted() -> None:
+    assert hurried_s(FRESH_S) == dict.fromkeys(Kind, 0.5) | {Kind.IMAGE: 900.0, Kind.LIST: 900.0}
+    assert hurried_s(dict.fromkeys(Kind, 0.1)) == dict.fromkeys(Kind, 0.1)
 
 
 @st.composite

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tests.support.caches import disk_usage, put
 
+from mica.cache.cache import Cache
+from mica.cache.inventory import Inventory, Kind, take_inventory
+from mica.cache.partfiles import PartFile, keep_list
 from mica.digest import Algorithm, digest_of
-from mica.fetch.cache import Cache
-from mica.fetch.inventory import Inventory, Kind, take_inventory
-from mica.fetch.parts import PartFile, keep_list
+from mica.repo.chunklist import format_chunk_list
 from mica.repo.entry import Chunk
-from mica.repo.localname import chunked_name, format_chunk_list
+from mica.repo.localname import chunked_name
 from mica.repo.objects import Compression
 
 CHUNKS = [Chunk(0, 5000, digest_of(b"a" * 5000, Algorithm.SHA1)), Chunk(5000, 9, digest_of(b"b" * 9, Algorithm.SHA1))]

@@ -1,6 +1,5 @@
 """The shared record of a quota: never less than what is there, whoever is killed in the middle."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.noise import noise
 
-from mica.fetch.ledger import Account, Ledger, Limits
+from mica.cache.ledger import Account, Ledger, Limits
 
 LIFE = "01234567-89ab-cdef-0123-456789abcdef"
 OTHER_LIFE = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -34,7 +34,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mica.fetch.ledger import _PROMISED, Ledger
+from mica.cache.ledger import _PROMISED, Ledger
 book = Ledger(Path(sys.argv[1]), sys.argv[2])
 exec(sys.argv[3])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -142,8 +142,8 @@ def test_another_life_of_the_machine_knows_the_limits_only(ledger: Ledger, path:
     ledger.__init__(path, OTHER_LIFE)  # type: ignore[misc]  # the fixture closes it
 
 
-def test_a_damaged_record_is_begun_anew(path: Path) -> None:
-    path.write_bytes(os.urandom(5000))
+def test_a_damaged_record_is_begun_again(path: Path) -> None:
+    path.write_bytes(noise(5000))
     with Ledger(path, LIFE) as ledger:
         assert ledger.limits == Limits()
         assert not ledger.account().is_counted

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.caches import disk_usage
 
+from mica.cache.cache import Cache
+from mica.cache.ledger import Limits
+from mica.cache.partfiles import SEAM_BYTES, PartFile, keep_list, open_part
 from mica.digest import Algorithm, digest_of
-from mica.errors import IntegrityError
-from mica.fetch.cache import Cache
-from mica.fetch.parts import PartFile, find_part, keep_list, open_part
+from mica.errors import IntegrityError, UserError
+from mica.repo.chunklist import format_chunk_list
 from mica.repo.entry import Chunk
-from mica.repo.localname import LocalName, chunked_name, format_chunk_list
+from mica.repo.localname import LocalName, chunked_name
 from mica.repo.objects import Compression
 
 PIECES = [b"a" * 5, b"b" * 7000, b"c", b"d" * 300]
@@ -49,7 +52,7 @@ def test_a_file_fills_up_and_gets_its_name_with_the_last_chunk(cache: Cache) -> 
         assert part.is_whole
         assert part.missing(0, NAME.size) == []
         assert Path(cache.path(NAME)).read_bytes() == CONTENT
-        assert os.stat(cache.path(NAME)).st_ino == part.inode
+        assert os.path.samestat(os.stat(cache.path(NAME)), os.fstat(part.fd))
 
 
 def test_what_another_process_put_is_seen_at_once(cache: Cache) -> None:
@@ -88,17 +91,18 @@ def test_a_name_is_enough_when_its_list_is_here(cache: Cache) -> None:
     keep_list(cache, NAME.digest, format_chunk_list(CHUNKS))
     with open_part(cache, NAME) as part:
         assert part.chunks == CHUNKS
-        assert find_part(cache, part.inode) == NAME
-    assert find_part(cache, 1) is None
+        assert part.is_current
+        os.unlink(cache.root / "parts" / str(NAME).replace("/", ""))
+        assert not part.is_current
 
 
 def test_a_list_that_does_not_fit_its_name_is_refused(cache: Cache) -> None:
     keep_list(cache, NAME.digest, format_chunk_list(CHUNKS[:1]))
-    with pytest.raises(IntegrityError, match="has other content"):
+    with pytest.raises(IntegrityError, match="does not have that digest"):
         open_part(cache, NAME)
     keep_list(cache, NAME.digest, format_chunk_list(CHUNKS))
     lying = LocalName(NAME.digest, NAME.compression, NAME.size + 1, in_chunks=True)
-    with pytest.raises(IntegrityError, match="of another file"):
+    with pytest.raises(IntegrityError, match="does not add up"):
         open_part(cache, lying)
 
 
@@ -109,7 +113,38 @@ def test_a_file_that_is_here_as_a_whole_is_not_begun_again(cache: Cache) -> None
     with PartFile(cache, NAME, CHUNKS) as part:
         assert part.is_whole
         assert os.pread(part.fd, 3, 4) == b"abb"
-        assert part.inode == os.stat(cache.path(NAME)).st_ino
+        assert os.path.samestat(os.stat(cache.path(NAME)), os.fstat(part.fd))
+
+
+def test_a_map_counts_as_soon_as_it_is_made(cache: Cache) -> None:
+    cache.quota.set_limits(Limits(most=1 << 20))
+    with cache.quota.sweeper.alone():
+        cache.quota.sweeper.count()
+    with PartFile(cache, NAME, CHUNKS) as part:
+        assert cache.quota.account().taken == disk_usage(cache.root) > 0
+        with PartFile(cache, NAME, CHUNKS):
+            assert cache.quota.account().taken == disk_usage(cache.root)
+        with cache.quota.reserving(CHUNKS[1].size + SEAM_BYTES) as room:
+            room.keep(part.put_bytes(1, PIECES[1]))
+        assert cache.quota.account() == (disk_usage(cache.root), 0, True)
+
+
+def test_a_large_file_is_not_begun_without_room(cache: Cache) -> None:
+    cache.quota.set_limits(Limits(most=1 << 20))
+    with cache.quota.reserving(1 << 20), pytest.raises(UserError, match="no room"):
+        PartFile(cache, NAME, CHUNKS)
+    assert os.listdir(cache.root / "parts") == []
+
+
+def test_a_large_file_that_is_here_opens_without_room(cache: Cache) -> None:
+    with PartFile(cache, NAME, CHUNKS) as part:
+        for number in range(len(CHUNKS)):
+            put(part, number)
+    for path in (cache.root / "parts").iterdir():
+        path.unlink()
+    cache.quota.set_limits(Limits(most=1 << 20))
+    with cache.quota.reserving((1 << 20) - disk_usage(cache.root)), PartFile(cache, NAME, CHUNKS) as part:
+        assert part.is_whole
 
 
 def test_a_map_without_its_file_says_nothing(cache: Cache) -> None:
@@ -131,10 +166,10 @@ def test_a_name_that_was_not_given_any_more_is_given_later(cache: Cache) -> None
         os.unlink(cache.path(NAME))
     with PartFile(cache, NAME, CHUNKS) as part:
         assert part.is_whole
-        assert os.stat(cache.path(NAME)).st_ino == part.inode
+        assert os.path.samestat(os.stat(cache.path(NAME)), os.fstat(part.fd))
 
 
-def test_a_damaged_whole_file_is_begun_anew(cache: Cache) -> None:
+def test_a_damaged_whole_file_is_begun_again(cache: Cache) -> None:
     path = Path(cache.path(NAME))
     path.parent.mkdir()
     path.write_bytes(CONTENT[:-1])

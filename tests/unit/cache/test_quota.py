@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 from tests.support.caches import NOTHING_FRESH, disk_usage, let_age, put
+from tests.support.disks import disk_path, memory_path
+from tests.support.memoryfetcher import MemoryFetcher
+from tests.support.noise import noise
+from tests.support.waiting import PATIENCE_S
 
-from mica.digest import Algorithm, Digest
+from mica.cache.cache import Cache, set_limits
+from mica.cache.eviction import Taken
+from mica.cache.inventory import Kind, take_inventory
+from mica.cache.ledger import Account, Limits
+from mica.digest import Algorithm, Digest, Suffix
 from mica.errors import UserError
-from mica.fetch.cache import Cache, set_limits
-from mica.fetch.eviction import Taken
-from mica.fetch.inventory import Kind, take_inventory
-from mica.fetch.ledger import Account, Limits
+from mica.fetch.client import RepositoryClient
+from mica.repo.objectname import ObjectName
 from mica.repo.objects import Compression
+
+__all__ = ["disk_path", "memory_path"]
 
 KIB = 1 << 10
 LIMIT = 400 * KIB
@@ -62,10 +70,60 @@ def test_a_failure_gives_everything_back(cache: Cache) -> None:
     assert cache.quota.account().promised == 0
 
 
+def test_a_file_that_fills_the_cache_beside_others_is_told_so(cache: Cache) -> None:
+    fetcher = MemoryFetcher()
+    content = noise(600 * KIB)
+    chunks = fetcher.publish_in_chunks(content, 30 * KIB).chunks
+    opened = [path.open("rb") for path in fill(cache, 2)]
+    with (
+        RepositoryClient("some.example.org", fetcher, cache, []) as client,
+        client.open_part(chunks, Compression.ZLIB) as part,
+    ):
+        client.fetch_chunks(part, part.missing(0, 270 * KIB))
+        asked = len(fetcher.asked)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"The rest of a file of 600.0 KiB cannot be read: .* do not fit into"):
+                client.fetch_chunks(part, part.missing(270 * KIB, 90 * KIB))
+        assert len(fetcher.asked) <= asked + 2, "what fitted"
+        put(cache, b"small")
+    for file in opened:
+        file.close()
+
+
 def test_what_comes_in_is_accounted_for_as_it_is_on_disk(cache: Cache) -> None:
     for size in (0, 1, 4 * KIB, 4 * KIB + 1, 50 * KIB):
-        put(cache, os.urandom(size))
+        put(cache, noise(size))
     assert cache.quota.account() == Account(disk_usage(cache.root), 0, is_counted=True)
+
+
+@pytest.mark.parametrize("where", ["disk_path", "memory_path"])
+def test_what_comes_in_chunks_is_accounted_for_too(where: str, request: pytest.FixtureRequest) -> None:
+    fetcher = MemoryFetcher()
+    content = noise(90_000)
+    _, chunks = fetcher.publish_in_chunks(content, 20_000)
+    with Cache(request.getfixturevalue(where) / "cache", fresh_s=NOTHING_FRESH) as cache:
+        cache.quota.set_limits(Limits(LIMIT))
+        with RepositoryClient("some.example.org", fetcher, cache, []) as client:
+            for number in (3, 0, 1, 2, 4):
+                with client.open_part(chunks, Compression.ZLIB) as part:
+                    client.fetch_chunks(part, [number])
+                assert cache.quota.account() == Account(disk_usage(cache.root), 0, is_counted=True)
+
+
+def test_a_file_that_fills_up_in_blocks_stays_within_the_limit(cache: Cache) -> None:
+    """Blocks are filled up with zeros only in room that is free: a limit that just takes the file takes it."""
+    fetcher = MemoryFetcher()
+    content = noise(LIMIT - 40 * KIB)
+    _, chunks = fetcher.publish_in_chunks(content, 20_000)
+    with (
+        RepositoryClient("some.example.org", fetcher, cache, []) as client,
+        client.open_part(chunks, Compression.ZLIB) as part,
+    ):
+        for number in range(len(chunks)):
+            client.fetch_chunks(part, [number])
+            assert cache.quota.account() == Account(disk_usage(cache.root), 0, is_counted=True)
+            assert disk_usage(cache.root) <= LIMIT
+        assert Path(cache.path(part.name)).read_bytes() == content
 
 
 def test_what_is_here_already_is_not_counted_twice(cache: Cache) -> None:
@@ -91,7 +149,37 @@ def test_what_is_in_use_stays_and_then_there_is_no_room(cache: Cache) -> None:
     assert disk_usage(cache.root) == 400 * KIB
     for file in opened[3:5]:
         file.close()
-    time.sleep(1.1)  # nobody looks again for a second
+    with cache.quota.reserving(12 * KIB):
+        assert disk_usage(cache.root) == 360 * KIB
+    for file in opened:
+        file.close()
+
+
+def test_what_was_too_much_says_nothing_of_what_comes_after_it(cache: Cache) -> None:
+    fill(cache, 2)
+    opened = [path.open("rb") for path in fill(cache, 9)[2:]]
+    with pytest.raises(UserError, match=r"There is no room for 300.0 KiB"):
+        cache.quota.reserving(300 * KIB)
+    for _ in range(3):
+        with cache.quota.reserving(100 * KIB):
+            pass
+    for file in opened:
+        file.close()
+    with cache.quota.reserving(300 * KIB):
+        pass
+
+
+def test_what_is_closed_somewhat_later_is_waited_for(cache: Cache) -> None:
+    opened = [path.open("rb") for path in fill(cache, 10)]
+    looks = 0
+
+    def release() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            opened[4].close()
+
+    cache.quota.release = release
     with cache.quota.reserving(12 * KIB):
         assert disk_usage(cache.root) == 360 * KIB
     for file in opened:
@@ -107,24 +195,21 @@ def test_what_is_larger_than_the_quota_is_refused_at_once(cache: Cache) -> None:
 
 def test_content_of_unknown_size_ends_at_the_limit(cache: Cache) -> None:
     digest = Digest(bytes(20), Algorithm.SHA1)
-    with cache.adding(digest, Compression.ZLIB, None) as new:
+    with cache.adding(ObjectName(digest, Suffix.FILE, Compression.ZLIB, None)) as new:
         for _ in range(100):
             new.write(bytes(4 * KIB))
-        with pytest.raises(UserError, match=r"400.0 KiB of its 400.0 KiB are in use"):
+        with pytest.raises(UserError, match=r"404.0 KiB do not fit into the cache .*, whose quota is 400.0 KiB"):
             new.write(b"x")
     assert cache.quota.account().promised == 0
 
 
-def test_a_file_that_was_written_by_name_counts_or_goes(cache: Cache) -> None:
-    path = cache.root / "images/one"
-    path.write_bytes(bytes(100 * KIB))
-    cache.account(str(path))
-    assert cache.quota.account().taken == 100 * KIB
-    path = cache.root / "images/two"
-    path.write_bytes(bytes(500 * KIB))
-    with pytest.raises(UserError, match="do not fit"):
-        cache.account(str(path))
-    assert not path.exists()
+def test_what_is_written_by_name_has_its_room_before(cache: Cache) -> None:
+    cache.keep_bytes(cache.root / "images/one", bytes(100 * KIB))
+    assert cache.quota.account() == Account(disk_usage(cache.root), 0, is_counted=True)
+    for size, sentence in ((500 * KIB, "do not fit"), (350 * KIB, "no room")):
+        with (cache.root / "images/one").open("rb"), pytest.raises(UserError, match=sentence):
+            cache.keep_bytes(cache.root / "images/two", bytes(size))
+        assert os.listdir(cache.root / "images") == ["one"]
 
 
 def test_a_quota_below_what_is_here_makes_room_at_the_next_chance(cache: Cache) -> None:
@@ -167,17 +252,74 @@ def test_whoever_needs_room_while_another_makes_some_waits_for_it(cache: Cache) 
         item = next(i for i in take_inventory(cache.root).items if paths[4].name in i.name)
         assert cache.quota.sweeper.remover().take(item) is Taken.FREED
         cache.quota.sweeper.count()
-        waiting.join(10)
+        waiting.join(PATIENCE_S)
         assert len(reserved) == 1
     assert [path.exists() for path in paths] == [True] * 4 + [False] + [True] * 5
 
 
-def test_what_is_fresh_is_waited_for(tmp_path: Path) -> None:
-    with Cache(tmp_path / "cache", fresh_s=dict.fromkeys(Kind, 1.5)) as cache:
+def test_what_is_fresh_leaves_rather_than_that_somebody_waits(tmp_path: Path) -> None:
+    """The oldest first, and no more than is needed."""
+    with Cache(tmp_path / "cache", fresh_s=dict.fromkeys(Kind, 3600.0)) as cache:
         cache.quota.set_limits(Limits(LIMIT))
-        fill(cache, 10)
+        paths = fill(cache, 10)
         with cache.quota.reserving(12 * KIB):
-            assert disk_usage(cache.root) <= LIMIT - 12 * KIB
+            assert [path.exists() for path in paths] == [False] + [True] * 9
+
+
+def test_what_came_just_now_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cache(tmp_path / "cache", fresh_s=dict.fromkeys(Kind, 3600.0)) as cache:
+        cache.quota.set_limits(Limits(LIMIT))
+        paths = fill(cache, 10)
+        present = time.time_ns()
+        monkeypatch.setattr(time, "time_ns", lambda: present)
+        with cache.quota.sweeper.alone():
+            wait_s = cache.quota.sweeper.sweep(12 * KIB)
+        assert wait_s is not None
+        assert 0 < wait_s <= 0.5
+        assert all(path.exists() for path in paths)
+
+
+def test_images_that_are_about_to_be_mounted_stay_whoever_waits(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        cache.quota.set_limits(Limits(LIMIT))
+        path = cache.root / "images/one"
+        cache.keep_bytes(path, bytes(400 * KIB))
+        with pytest.raises(UserError, match="no room"):
+            cache.quota.reserving(12 * KIB)
+        assert path.exists()
+
+
+def test_many_large_files_pass_through_a_small_cache(tmp_path: Path) -> None:
+    fetcher = MemoryFetcher()
+    contents = [noise(190 * KIB) for _ in range(5)]
+    lists = [fetcher.publish_in_chunks(content, 30 * KIB).chunks for content in contents]
+    with Cache(tmp_path / "cache", fresh_s=dict.fromkeys(Kind, 3600.0)) as cache:
+        cache.quota.set_limits(Limits(LIMIT))
+        with RepositoryClient("some.example.org", fetcher, cache, []) as client:
+            for content, chunks in zip(contents, lists, strict=True):
+                with client.open_part(chunks, Compression.ZLIB) as part:
+                    client.fetch_chunks(part, part.missing(0, len(content)))
+                    assert os.pread(part.fd, len(content), 0) == content
+
+
+def test_of_a_file_that_is_larger_than_the_quota_parts_can_be_read(cache: Cache) -> None:
+    fetcher = MemoryFetcher()
+    content = noise(600 * KIB)
+    chunks = fetcher.publish_in_chunks(content, 30 * KIB).chunks
+    paths = fill(cache, 5)
+    with RepositoryClient("some.example.org", fetcher, cache, []) as client:
+        with client.open_part(chunks, Compression.ZLIB) as part:
+            with pytest.raises(UserError, match=r"The rest of a file of 600.0 KiB cannot be .* its quota of 400.0 KiB"):
+                client.fetch_chunks(part, part.missing(0, len(content)))
+            assert all(path.exists() for path in paths), "nothing is removed for what cannot come in"
+            client.fetch_range(part, 500 * KIB, 100)
+            client.fetch_chunks(part, part.missing(0, 300 * KIB))
+            assert os.pread(part.fd, 300 * KIB, 0) == content[: 300 * KIB]
+            with pytest.raises(UserError, match=r"cannot be read: 332.0 KiB .* and 120.0 KiB more do not fit"):
+                client.fetch_chunks(part, part.missing(300 * KIB, 100 * KIB))
+            put(cache, b"others go on" + bytes(20 * KIB))
+        with client.open_part(chunks, Compression.ZLIB) as part:
+            assert os.pread(part.fd, 300 * KIB, 0) == content[: 300 * KIB]
 
 
 def test_many_threads_want_room_at_once(cache: Cache) -> None:
@@ -188,7 +330,8 @@ def test_many_threads_want_room_at_once(cache: Cache) -> None:
         try:
             for turn in range(5):
                 put(cache, b"%d %d" % (number, turn) + bytes(9 * KIB))
-                assert disk_usage(cache.root) <= LIMIT
+                with cache.quota.sweeper.alone():  # or what leaves would be counted together with what came instead
+                    assert disk_usage(cache.root) <= LIMIT
         except BaseException as error:
             failures.append(error)
 
@@ -226,6 +369,19 @@ def test_whether_something_fits_without_anything_leaving(cache: Cache) -> None:
     assert disk_usage(cache.root) == 320 * KIB
 
 
+def test_a_reservation_grows_by_what_is_free(cache: Cache) -> None:
+    fill(cache, 8)
+    with cache.quota.reserving(20 * KIB) as room:
+        assert not room.extend(61 * KIB)
+        assert room.extend(60 * KIB)
+        assert cache.quota.account() == Account(320 * KIB, 80 * KIB, is_counted=True)
+    assert cache.quota.account().promised == 0
+    assert disk_usage(cache.root) == 320 * KIB
+    cache.quota.set_limits(Limits())
+    with cache.quota.reserving(20 * KIB) as room:
+        assert room.extend(1 << 40)
+
+
 def test_pruning_to_a_size_and_by_age(cache: Cache) -> None:
     paths = fill(cache, 10)
     rehearsed = cache.quota.sweeper.prune(300 * KIB, rehearse=True)
@@ -244,13 +400,13 @@ def test_a_hit_is_a_use(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     name = put(cache, b"x", age_s=500)
     path = Path(cache.path(name))
     before = path.stat()
-    fd = cache.open(name.digest, name.compression, name.size)
+    fd = cache.open(ObjectName(name.digest, Suffix.FILE, name.compression, name.size))
     assert fd is not None
     os.close(fd)
     assert path.stat().st_ctime_ns == before.st_ctime_ns, "not written down again and again"
     later = time.time() + 6
     monkeypatch.setattr(time, "time", lambda: later)
-    fd = cache.open(name.digest, name.compression, name.size)
+    fd = cache.open(ObjectName(name.digest, Suffix.FILE, name.compression, name.size))
     assert fd is not None
     os.close(fd)
     assert path.stat().st_mtime - before.st_mtime > 400

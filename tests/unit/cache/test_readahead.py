@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mica.cache.readahead import AHEAD_MAX_BYTES, AROUND_MAX_BYTES, ReadAhead, around_bytes
 from mica.digest import Algorithm, digest_of
-from mica.fetch.readahead import AHEAD_MAX_BYTES, AROUND_MAX_BYTES, ReadAhead, around_bytes
 from mica.repo.entry import Chunk
 
 PIECE = 64 << 10

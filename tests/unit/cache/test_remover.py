@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 from tests.support.caches import let_age, put
+from tests.support.disks import disk_path, memory_path
 
 from mica import linux
-from mica.fetch.cache import Cache
-from mica.fetch.eviction import Taken, Use
-from mica.fetch.held import HeldFiles
-from mica.fetch.inventory import Item, Kind, take_inventory
-from mica.fetch.removal import Rehearsal, Remover
+from mica.cache.cache import Cache
+from mica.cache.eviction import Taken, Use
+from mica.cache.inventory import Item, Kind, take_inventory
+from mica.cache.removedfiles import RemovedFiles
+from mica.cache.remover import Rehearsal, Remover
+from mica.cache.shown import ShownNames
+
+__all__ = ["disk_path", "memory_path"]
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 
 @pytest.fixture
 def remover(cache: Cache) -> Remover:
-    return Remover(cache.root, HeldFiles(cache.root))
+    return Remover(cache.root, ShownNames(cache.root), RemovedFiles(cache.root))
 
 
 def the_item(cache: Cache) -> Item:
@@ -38,7 +42,7 @@ def exists(cache: Cache, item: Item) -> bool:
 def test_what_nobody_uses_goes(cache: Cache, remover: Remover) -> None:
     put(cache, b"x")
     item = the_item(cache)
-    assert Rehearsal(cache.root).take(item) is Taken.FREED
+    assert Rehearsal(cache.root, ShownNames(cache.root)).take(item) is Taken.FREED
     assert exists(cache, item)
     assert remover.take(item) is Taken.FREED
     assert not exists(cache, item)
@@ -50,7 +54,7 @@ def test_what_is_open_stays(cache: Cache, remover: Remover, flags: int) -> None:
     name = put(cache, b"x")
     item = the_item(cache)
     fd = os.open(cache.path(name), flags)
-    assert Rehearsal(cache.root).take(item) is Taken.IN_USE
+    assert Rehearsal(cache.root, ShownNames(cache.root)).take(item) is Taken.IN_USE
     assert remover.look(item) is Use.IN_USE
     assert remover.take(item) is Taken.IN_USE
     os.close(fd)
@@ -83,7 +87,21 @@ def test_all_names_go(cache: Cache, remover: Remover) -> None:
     assert list((cache.root / "parts").iterdir()) == []
 
 
-def test_pages_in_memory_make_it_warm_until_it_is_spared(cache: Cache, remover: Remover) -> None:
+@pytest.fixture
+def cache_on_disk(disk_path: Path) -> Iterator[Cache]:
+    with Cache(disk_path / "cache-on-disk") as cache:
+        yield cache
+
+
+@pytest.fixture
+def cache_in_memory(memory_path: Path) -> Iterator[Cache]:
+    with Cache(memory_path / "cache-in-memory") as cache:
+        yield cache
+
+
+def test_pages_in_memory_make_it_warm_until_it_is_spared(cache_on_disk: Cache) -> None:
+    cache = cache_on_disk
+    remover = Remover(cache.root, ShownNames(cache.root), RemovedFiles(cache.root))
     name = put(cache, b"x" * 9000, age_s=500)
     assert remover.look(the_item(cache)) is Use.COLD
     with open(cache.path(name), "rb") as file:
@@ -98,6 +116,18 @@ def test_pages_in_memory_make_it_warm_until_it_is_spared(cache: Cache, remover: 
         file.read()
         remover.spare(after, is_open=True)
         assert linux.resident_pages(file.fileno()) == 3
+
+
+def test_on_a_tmpfs_pages_in_memory_tell_nothing(cache_in_memory: Cache) -> None:
+    cache = cache_in_memory
+    remover = Remover(cache.root, ShownNames(cache.root), RemovedFiles(cache.root))
+    name = put(cache, b"x" * 9000, age_s=500)
+    with open(cache.path(name), "rb") as file:
+        file.read()
+        assert linux.resident_pages(file.fileno()) == 3
+    before = the_item(cache)
+    assert remover.look(before) is Use.COLD
+    assert remover.take(before) is Taken.FREED
 
 
 def test_a_temporary_file_is_never_warm(cache: Cache, remover: Remover) -> None:

@@ -1,14 +1,12 @@
 """Images by the names that users give them."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from tests.unit.oci.samples import make_sample, write_layout
 
 from mica.cli.images import find_image, open_source
-from mica.cli.layers import _tree
 from mica.cli.outputs import Output, parse_output
 from mica.cli.places import Places
 from mica.errors import NotFoundError, UserError
@@ -72,38 +70,5 @@ def test_unknown_name_without_any_repository(tmp_path: Path) -> None:
 
 def test_source_without_a_platform_takes_this_machine_s(tmp_path: Path) -> None:
     write_layout(tmp_path / "image", make_sample())
-    with open_source(f"oci:{tmp_path / 'image'}", None) as image:
+    with open_source(f"oci:{tmp_path / 'image'}", None, None) as image:
         assert image.config.architecture == "amd64"
-
-
-LAYER = "a.example.org", "/.layers/ab/abcd/layerfs"
-
-
-def test_layer_tree_is_found_below_the_mount(tmp_path: Path) -> None:
-    (tmp_path / LAYER[1].lstrip("/")).mkdir(parents=True)
-    assert _tree(tmp_path, ThinLayer("ab" * 32, *LAYER)) == tmp_path / LAYER[1].lstrip("/")
-
-
-def test_layer_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"not in the newest revision of a\.example\.org"):
-        _tree(tmp_path, ThinLayer("ab" * 32, *LAYER))
-
-
-@pytest.mark.parametrize("linked", ["layerfs", "abcd", ".layers"])
-def test_layer_path_never_follows_a_link_out_of_the_repository(tmp_path: Path, linked: str) -> None:
-    """A descriptor from anywhere must not make the host's own directories the layer of a container."""
-    host = tmp_path / "host"
-    for part in ("", "ab/abcd/layerfs", "layerfs"):
-        (host / part).mkdir(parents=True, exist_ok=True)
-    path = tmp_path / "mnt" / LAYER[1].lstrip("/")
-    link = next(one for one in (path, *path.parents) if one.name == linked)
-    link.parent.mkdir(parents=True)
-    os.symlink(host, link)
-    with pytest.raises(UserError, match="is not a directory, or has a link in its path"):
-        _tree(tmp_path / "mnt", ThinLayer("ab" * 32, *LAYER))
-
-
-def test_layer_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("")
-    with pytest.raises(UserError, match="is not a directory"):
-        _tree(tmp_path, ThinLayer("ab" * 32, "a.example.org", "/x"))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mica.cli import mounts
+from mica.cli import mountstatus as mounts
 from mica.fetch.localshare import LocalShare
-from mica.mount.inquiry import Report, State
-from mica.mount.mountstatus import MountStatus
+from mica.mount.status import MountStatus
+from mica.mount.statusreport import Report, State
 
 STATUS = MountStatus(
     fqrn="x.example.org",
@@ -45,15 +45,30 @@ def test_the_share_in_words(share: LocalShare, text: str) -> None:
     assert mounts._share_text(mounts._Share(share)) == text
 
 
-def test_every_row_has_as_many_cells_as_there_are_columns() -> None:
+def test_what_is_said_of_a_mount() -> None:
     share = mounts._Share(None, "the cache is gone")
-    row = mounts._row(SERVING, share)
-    assert len(row) == len(mounts._row(GONE, None)) == len(mounts._COLUMNS)
-    assert row == (
-        "x.example.org", "/mnt/a\\x0ab", "serving", 7, "unknown: the cache is gone", 9, 11, "11.8 MiB", 2,
-        "from 128.0 KiB",
-    )  # fmt: skip
-    assert mounts._row(GONE, None)[2] == "its server is gone: mica umount /mnt"
+    thing = mounts._thing(SERVING, share)
+    assert thing.title == "Repository x.example.org at /mnt/a\\x0ab"
+    assert thing.lines == {
+        "state": "serving revision 7 for 5 s, process 1",
+        "server": "http://host/cvmfs/x.example.org",
+        "cache": "/nonexistent/cache",
+        "local": "unknown: the cache is gone",
+        "fetched": "11.8 MiB in 11 requests",
+        "opened": "9 files; 2 reads failed",
+        "passthrough": "from 128.0 KiB",
+    }
+    assert mounts._thing(GONE, None).lines == {"state": "its server is gone: mica umount /mnt"}
+    through = SERVING._replace(status=STATUS._replace(proxy="http://proxy:3128"))
+    assert mounts._thing(through, share).lines["server"] == "http://host/cvmfs/x.example.org through http://proxy:3128"
+
+
+def test_nothing_is_counted_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "_share", pytest.fail)
+    share = mounts._share_of(SERVING, count=False)
+    assert share == mounts._Share(None, "not counted; --local counts")
+    assert mounts._share_text(share) == share.reason
+    assert mounts._share_of(GONE, count=True) is None
 
 
 def test_the_reason_why_nothing_passes_through_is_shown() -> None:

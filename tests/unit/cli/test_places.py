@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.repositories import FQRN, Repository, make_repository
+from tests.support.webserver import serving
 
+from mica.cache.cache import Cache
+from mica.cache.ledger import Limits
 from mica.cli.places import Places
 from mica.errors import NotFoundError, UsageError, UserError
-from mica.fetch.cache import Cache
-from mica.fetch.ledger import Limits
 
 URL = "http://command.example.org/cvmfs/x"
 
@@ -49,6 +50,54 @@ def test_published_here(repository: Repository) -> None:
     assert places.cache == repository.state / "cache"
 
 
+def test_what_is_known_is_kept_with_the_state_and_not_in_the_cache(repository: Repository, tmp_path: Path) -> None:
+    places = Places(repository.state, cache=tmp_path / "cache")
+    assert places.locate(FQRN).trust == repository.state / "trust"
+
+
+def test_blacklists(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    monkeypatch.setattr("mica.cli.places.BLACKLISTS", (here, there))
+    there.touch()
+    assert Places(repository.state).locate(FQRN).blacklists == (there,)
+    (tmp_path / "c.toml").write_text(f'[node]\nblacklists = ["{here}"]')
+    assert Places(repository.state, config=tmp_path / "c.toml").locate(FQRN).blacklists == (here,)
+
+
+def test_images_are_looked_for_where_the_url_leads(repository: Repository, config: Path, tmp_path: Path) -> None:
+    """Not in every repository that is known, as if all were at that URL."""
+    known = ["other.example.org", FQRN]
+    assert Places(repository.state, config=config).searched == known
+    assert Places(repository.state, config=config, urls=[str(repository.storage)]).searched == [FQRN]
+    with serving(repository.storage) as server:
+        url = server.url
+        assert Places(tmp_path / "none", config=config, urls=[url]).searched == [FQRN]
+        assert Places(tmp_path / "none", config=config, urls=[f"{url}/@fqrn@"]).searched == known
+        with pytest.raises(NotFoundError, match="cvmfspublished"):
+            _ = Places(tmp_path / "none", config=config, urls=[f"{url}/elsewhere"]).searched
+    assert Places(tmp_path / "none", config=config, urls=[url]).searched == known, "off line"
+
+
+def test_where_external_files_are(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line before the stock client's variables before the configuration."""
+    config.write_text(f"""
+[repositories."{FQRN}"]
+urls = ["http://x/"]
+keys = ["/k.pub"]
+external_urls = ["http://configured/"]
+""")
+
+    def told(urls: list[str] | None = None, proxies: str | None = None) -> tuple[tuple[str, ...], str]:
+        found = Places(tmp_path, config=config, external_urls=urls, external_proxies=proxies).locate(FQRN)
+        return found.external_urls, found.external_proxies
+
+    assert told() == (("http://configured/",), "DIRECT")
+    monkeypatch.setenv("CVMFS_EXTERNAL_URL", "http://one/; http://two/")
+    monkeypatch.setenv("CVMFS_EXTERNAL_HTTP_PROXY", "http://squid:3128")
+    assert told() == (("http://one/", "http://two/"), "http://squid:3128")
+    assert told(["http://mine/"], "DIRECT") == (("http://mine/",), "DIRECT")
+
+
 def test_configuration_comes_before_what_is_published_here(repository: Repository, config: Path) -> None:
     places = Places(repository.state, config=config)
     found = places.locate(FQRN)
@@ -81,7 +130,7 @@ def test_unknown_repository_with_a_url_has_no_key(repository: Repository) -> Non
 
 @pytest.mark.parametrize("name", ["new.example.org", "", "..", "../../etc", "a/b"])
 def test_unknown_repository_without_a_url(repository: Repository, name: str) -> None:
-    with pytest.raises(NotFoundError, match="Nothing tells where"):
+    with pytest.raises(NotFoundError, match="is neither configured nor published"):
         Places(repository.state).locate(name)
 
 

@@ -4,48 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mica.cli.output import print_facts, print_json, print_table, printable, progress, show_error, text_of, writable
+from mica.cli.printing import print_facts, print_json, print_table, show_error, writable
 from mica.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        (b"plain name", "plain name"),
-        ("ü€😀".encode(), "ü€😀"),
-        (b"a\nb\tc", "a\\x0ab\\x09c"),
-        (b"\x1b[2J", "\\x1b[2J"),
-        (b"\x9b2J", "\\x9b2J"),
-        ("\x9b2J".encode(), "\\xc2\\x9b2J"),
-        (b"\xff\xfe", "\\xff\\xfe"),
-        ("\u202egnp.exe".encode(), "\\xe2\\x80\\xaegnp.exe"),
-        (b"\xe2\x82", "\\xe2\\x82"),
-    ],
-)
-def test_names_that_are_not_printable_are_escaped_byte_by_byte(name: bytes, text: str) -> None:
-    assert text_of(name) == text
-
-
-@given(st.binary(max_size=40))
-def test_every_name_is_printable(name: bytes) -> None:
-    shown = text_of(name)
-    assert shown.isprintable()
-    shown.encode("utf-8")
-
-
-@given(st.text(st.characters(), max_size=40))
-def test_every_text_is_printable(text: str) -> None:
-    shown = printable(text)
-    assert shown.isprintable()
-    shown.encode("utf-8")
-    assert shown == text or not text.isprintable()
-
-
-def test_half_a_surrogate_pair_from_json_is_shown() -> None:
-    assert printable(json.loads('"a\\ud800b"')) == "a\\ud800b"
 
 
 def test_errors_are_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,12 +35,6 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert json.loads(out) == {"ü": ["\x1b"]}
     assert "\x1b" not in out
-
-
-def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("work", 10) as done:
-        done(5)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_places_to_write_are_judged_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from mica.cli.repo import _chunk_rule
-from mica.repo.chunking import FINE_RULE, STANDARD_RULE
+from mica.repo.cutting import FINE_RULE, STANDARD_RULE
 
 
 def test_chunk_sizes() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import threading
@@ -10,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.noise import noise
 from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
 from tests.support.repositories import FQRN, Repository, findings, make_repository
 from tests.unit.oci.samples import Sample, make_config, make_sample, make_tar
 
+from mica.convert.converter import Converter, ConverterOptions, Platforms
+from mica.convert.plan import LayerState
+from mica.convert.publishing import Conversion
+from mica.convert.removal import remove_layers
+from mica.convert.staging import STAGING_DIRECTORY, Staging
 from mica.errors import IntegrityError, NotFoundError, TemporaryError, UserError
+from mica.files import mapped_os_errors
 from mica.oci import mediatypes
 from mica.oci.layoutwriter import LayoutWriter
 from mica.oci.models import format_index
@@ -22,16 +30,13 @@ from mica.oci.platforms import Platform
 from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions, expand_source, open_image
 from mica.oci.transport import TransportOptions
-from mica.thin.convert import Conversion, LayerState
-from mica.thin.converter import Converter, ConverterOptions, Platforms
 from mica.thin.image import read_thin_descriptor
 from mica.thin.layout import image_path, layer_path
 from mica.thin.record import parse_record
-from mica.thin.staging import Staging, clear_staged
 
 ONE = Platforms()
 FAST = TransportOptions(attempts=2, backoff_s=0.001, connect_timeout_s=5, read_timeout_s=5, longest_wait_s=2)
-SAMPLE = make_sample([make_tar({"etc/name": b"first"}), make_tar({"usr/big": os.urandom(300_000)})])
+SAMPLE = make_sample([make_tar({"etc/name": b"first"}), make_tar({"usr/big": noise(300_000)})])
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def convert(
         with converter.opened(f"docker://{registry.host}/team/image{version}", platforms) as opened:
             conversion = converter.convert(opened)
             if writer is not None:
-                converter.write(opened, writer, tag="thin")
+                converter.write(opened, conversion, writer, tag="thin")
             return conversion
 
 
@@ -132,31 +137,22 @@ def test_staged_layer_whose_catalog_is_gone_is_made_again(registry: ScriptedRegi
     with pytest.raises(NotFoundError):
         convert(registry, repository)
     with repository.manager() as manager:
-        staged = json.loads(next(manager.layers.glob("*.json")).read_text())
+        staged = json.loads(next(manager.directory(STAGING_DIRECTORY).glob("*.json")).read_text())
         manager.store.delete(f"data/{staged['catalog']['digest'][:2]}/{staged['catalog']['digest'][2:]}C")
     convert(registry, repository)
     assert blobs_asked(registry).count(SAMPLE.layers[0].digest) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"null", b'{"version": 1}', b"\xff", b'{"version": 9}'])
-def test_damaged_staging_is_forgotten(repository: Repository, damage: bytes, tmp_path: Path) -> None:
+def test_damaged_staging_is_forgotten(repository: Repository, damage: bytes) -> None:
     digest = SAMPLE.layers[0].digest
     with repository.manager() as manager:
-        staging = Staging(manager.layers, manager.store)
-        manager.layers.mkdir(parents=True)
-        (manager.layers / f"{digest[7:]}.json").write_bytes(damage)
+        staging = Staging(manager.directory(STAGING_DIRECTORY), manager.store)
+        manager.directory(STAGING_DIRECTORY).mkdir(parents=True)
+        (manager.directory(STAGING_DIRECTORY) / f"{digest[7:]}.json").write_bytes(damage)
         assert staging.has(digest)
-        assert staging.find(digest, tmp_path) is None
+        assert staging.find(digest, repository.state) is None
         assert not staging.has(digest)
-
-
-def test_garbage_collection_forgets_staged_layers(registry: ScriptedRegistry, repository: Repository) -> None:
-    registry.script[f"blobs/{SAMPLE.layers[1].digest}"] = [Reply(404)]
-    with pytest.raises(NotFoundError):
-        convert(registry, repository)
-    with repository.manager() as manager:
-        clear_staged(manager.layers)
-        assert not Staging(manager.layers, manager.store).has(SAMPLE.layers[0].digest)
 
 
 def test_plan_tells_states_and_changes_nothing(registry: ScriptedRegistry, repository: Repository) -> None:
@@ -200,7 +196,7 @@ def test_somebody_else_publishing_is_waited_for_or_temporary(
     registry: ScriptedRegistry, repository: Repository
 ) -> None:
     with repository.manager() as manager, manager.transaction() as transaction:
-        with pytest.raises(TemporaryError, match="in use by another process"):
+        with pytest.raises(TemporaryError, match=f"in use by process {os.getpid()}"):
             convert(registry, repository)
         transaction.give_up()
     registry.requests.clear()
@@ -318,3 +314,89 @@ def test_interrupted_conversion_ends_its_threads(registry: ScriptedRegistry, rep
         ):
             converter.convert(opened)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("layer", "objects"))]
+
+
+def staged_first_layer(registry: ScriptedRegistry, repository: Repository) -> Path:
+    """The record of a layer that a failed conversion left."""
+    registry.script[f"blobs/{SAMPLE.layers[1].digest}"] = [Reply(404)]
+    with pytest.raises(NotFoundError):
+        convert(registry, repository)
+    with repository.manager() as manager:
+        return manager.directory(STAGING_DIRECTORY) / f"{SAMPLE.layers[0].digest[7:]}.json"
+
+
+def test_staged_layer_stays_when_the_storage_is_away_for_a_while(
+    registry: ScriptedRegistry, repository: Repository, tmp_path: Path
+) -> None:
+    staged = staged_first_layer(registry, repository)
+    away = repository.storage.rename(tmp_path / "away")
+    with repository.manager() as manager:
+        staging = Staging(manager.directory(STAGING_DIRECTORY), manager.store)
+        with pytest.raises(UserError, match=r"storage directory .* is not there"):
+            staging.find(SAMPLE.layers[0].digest, repository.state)
+    assert staged.exists()
+    away.rename(repository.storage)
+    registry.requests.clear()
+    convert(registry, repository)
+    assert blobs_asked(registry) == [SAMPLE.layers[1].digest]
+
+
+@pytest.mark.parametrize("error", [TemporaryError("The storage does not answer."), OSError(errno.EIO, "I/O error")])
+def test_staged_layer_stays_after_a_failure_that_passes(
+    registry: ScriptedRegistry, repository: Repository, error: Exception
+) -> None:
+    class FailingStore:
+        def has(self, path: str) -> bool:
+            with mapped_os_errors(f"look for {path}"):
+                raise error
+
+    staged = staged_first_layer(registry, repository)
+    staging = Staging(staged.parent, FailingStore())  # type: ignore[arg-type]
+    with pytest.raises((TemporaryError, UserError)):
+        staging.find(SAMPLE.layers[0].digest, repository.state)
+    assert staged.exists()
+
+
+def test_refused_layer_is_named(registry: ScriptedRegistry, repository: Repository) -> None:
+    bad = make_sample([make_tar({"etc/name": b"first"}), make_tar({"../evil": b"x"})])
+    add(registry, bad, "bad")
+    sentence = rf"^Layer {bad.layers[1].digest} of .*image:bad cannot be converted: Archive member '\.\./evil'"
+    with pytest.raises(UserError, match=sentence):
+        convert(registry, repository, ":bad")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rootfs": {"diff_ids": ["nonsense"]}}, r"'rootfs' of the configuration of .* has no usable digest"),
+        ({"rootfs": {"diff_ids": "x"}}, r"'diff_ids' of 'rootfs' of the configuration of .* is not a list"),
+        ({"os": 1}, r"'os' of the configuration of .* is not text"),
+    ],
+)
+def test_refused_configuration_is_named_in_a_sentence(
+    registry: ScriptedRegistry, repository: Repository, change: dict[str, object], sentence: str
+) -> None:
+    tars = [make_tar({"etc/name": b"first"})]
+    add(registry, make_sample(tars, config=make_config(tars, **change)), "bad")
+    with pytest.raises(UserError, match=sentence):
+        convert(registry, repository, ":bad")
+
+
+def test_a_thin_image_names_the_revision_that_has_its_layers(
+    registry: ScriptedRegistry, repository: Repository, tmp_path: Path
+) -> None:
+    """And stays the same as long as its layers do, whatever else is published."""
+    other = make_sample([make_tar({"etc/other": b"other"})])
+    add(registry, other, "other")
+    first = convert(registry, repository, writer=LayoutWriter(tmp_path / "first"))
+    assert [one.revisions for one in first.descriptors.values()] == [((FQRN, first.revision),)]
+    later = convert(registry, repository, ":other")
+    again = convert(registry, repository, writer=LayoutWriter(tmp_path / "again"))
+    assert again.revision == later.revision == first.revision + 1
+    assert again.descriptors == first.descriptors
+    assert (tmp_path / "first/index.json").read_bytes() == (tmp_path / "again/index.json").read_bytes()
+    with repository.manager() as manager, manager.transaction() as transaction:
+        remove_layers(transaction.catalogs, [SAMPLE.layers[0].digest[7:]])
+    back = convert(registry, repository)
+    assert back.revision == later.revision + 2
+    assert [one.revisions for one in back.descriptors.values()] == [((FQRN, back.revision),)]

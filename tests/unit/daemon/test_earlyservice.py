@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import sys, time
-from mica.node.earlyservice import EarlyService
+from mica.daemon.earlyservice import EarlyService
 with EarlyService() as early:
     time.sleep(float(sys.argv[1]))
 early.stop()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mica.daemon.systemd import ServiceManager
 from mica.files import owned_fd
-from mica.node.systemd import ServiceManager
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def manager_socket(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
 def test_without_a_manager_nothing_happens() -> None:
     manager = ServiceManager({})
     assert not manager.notify("READY=1")
-    assert not manager.keep_descriptor(0)
+    assert not manager.keep_descriptors(0, 1)
     assert manager.kept_descriptor() is None
 
 
@@ -32,15 +32,26 @@ def test_readiness_is_told(manager_socket: tuple[socket.socket, str]) -> None:
     assert server.recv(100) == b"READY=1"
 
 
-def test_a_descriptor_is_kept_only_where_there_is_a_store(manager_socket: tuple[socket.socket, str]) -> None:
+def test_descriptors_are_kept_only_where_there_is_a_store_for_both(manager_socket: tuple[socket.socket, str]) -> None:
     server, path = manager_socket
-    with owned_fd(os.memfd_create("kept")) as fd:
-        assert not ServiceManager({"NOTIFY_SOCKET": path}).keep_descriptor(fd)
-        assert ServiceManager({"NOTIFY_SOCKET": path, "FDSTORE": "4"}).keep_descriptor(fd)
-        message, descriptors, _, _ = socket.recv_fds(server, 100, 1)
-        assert message == b"FDSTORE=1\nFDNAME=mica-fuse"
-        with owned_fd(descriptors[0]) as copy:
-            assert os.fstat(copy).st_ino == os.fstat(fd).st_ino
+    with owned_fd(os.memfd_create("fuse")) as fuse_fd, owned_fd(os.memfd_create("journal")) as journal_fd:
+        for most in ({}, {"FDSTORE": "1"}, {"FDSTORE": "many"}):
+            assert not ServiceManager({"NOTIFY_SOCKET": path} | most).keep_descriptors(fuse_fd, journal_fd)
+        assert ServiceManager({"NOTIFY_SOCKET": path, "FDSTORE": "4"}).keep_descriptors(fuse_fd, journal_fd)
+        for fd, name in ((journal_fd, b"mica-journal"), (fuse_fd, b"mica-fuse")):
+            message, descriptors, _, _ = socket.recv_fds(server, 100, 1)
+            assert message == b"FDSTORE=1\nFDNAME=" + name
+            with owned_fd(descriptors[0]) as copy:
+                assert os.fstat(copy).st_ino == os.fstat(fd).st_ino
+
+
+def test_descriptors_that_are_of_no_use_any_more_are_given_up(manager_socket: tuple[socket.socket, str]) -> None:
+    server, path = manager_socket
+    ServiceManager({"NOTIFY_SOCKET": path, "FDSTORE": "4"}).forget_descriptors()
+    assert {server.recv(100) for _ in range(2)} == {
+        b"FDSTOREREMOVE=1\nFDNAME=mica-fuse",
+        b"FDSTOREREMOVE=1\nFDNAME=mica-journal",
+    }
 
 
 def test_what_a_predecessor_had_kept_is_found_by_name() -> None:

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.node.test_objectfs import CHUNKS, CONTENT, LARGE, NAME, fill, put
+from tests.support.waiting import eventually
+from tests.unit.dataplane.test_objectfs import CHUNKS, CONTENT, LARGE, NAME, fill, put
 
+from mica.cache.cache import Cache
+from mica.cache.partfiles import keep_list
+from mica.dataplane.completion import Completion
+from mica.dataplane.messages import Kind, Question, Result
 from mica.digest import Algorithm, Digest
-from mica.fetch.cache import Cache
-from mica.fetch.parts import keep_list
 from mica.metaimage.inode import Inode
 from mica.metaimage.writer import write_image
-from mica.node.completion import Completion
-from mica.node.messages import Kind, Question, Result
-from mica.repo.localname import LocalName, format_chunk_list
+from mica.repo.chunklist import format_chunk_list
+from mica.repo.localname import LocalName
 from mica.repo.objects import Compression
 
 OTHER = LocalName(Digest(bytes(20), Algorithm.SHA1), Compression.NONE, 3)
@@ -95,8 +97,6 @@ def test_the_rate_bounds_it_and_the_block_ends_it(cache: Cache, image: Path) -> 
     service = Service(cache)
     with Completion(cache, service.answer, lambda: -1e9, 1) as completion:
         completion.start([image], 0)
-        deadline = time.monotonic() + 10
-        while not service.asked and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert eventually(lambda: service.asked)
     assert service.asked == [NAME], "7 bytes take 7 seconds"
     assert not [thread for thread in threading.enumerate() if thread.name == "completion"]

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mica.node.counts import Counts, SharedCounts, read_counts
+from mica.dataplane.counts import Counts, SharedCounts, read_counts
 
 
 def test_what_is_counted_is_read_at_once_and_a_successor_goes_on(tmp_path: Path) -> None:

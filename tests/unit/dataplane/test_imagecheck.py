@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import pytest
 
+from mica.dataplane.imagecheck import Check, check_image, open_checkers
 from mica.errors import IntegrityError
 from mica.metaimage.inode import Inode
 from mica.metaimage.writer import write_image
-from mica.node.imagecheck import Check, check_image, open_checkers
 
 DIRECTORY = Inode(stat.S_IFDIR | 0o755)
 

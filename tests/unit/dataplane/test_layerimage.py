@@ -5,27 +5,36 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.support.caches import disk_usage
 from tests.support.layers import opened_root, publish_layers
-from tests.support.repositories import FQRN, Repository, findings, make_repository
+from tests.support.noise import noise
+from tests.support.repositories import FQRN, Repository, findings, make_repository, read_back
+from tests.support.stockcatalogs import stock_catalogs
 from tests.support.tars import END, member
 from tests.support.webserver import Answer, serving
 
+from mica.cache.ledger import Account, Limits
+from mica.convert import layerbuilder as building
+from mica.dataplane.layerimage import generate_layer_image, obtain_layer_image
 from mica.errors import IntegrityError, NotFoundError, TemporaryError, UserError
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists, read_image
 from mica.metaimage.writer import ImageLimits
-from mica.metaimage.xattrs import OPAQUE
-from mica.node.layerimage import generate_layer_image, obtain_layer_image
+from mica.publish.balance import CatalogRules
+from mica.publish.ingest import build_layer_catalog
 from mica.publish.storedfiles import store_stream
 from mica.publish.transaction import Transaction
-from mica.repo.chunking import ChunkRule
+from mica.repo.chunklist import parse_chunk_list
+from mica.repo.cutting import ChunkRule
 from mica.repo.entry import Chunk
-from mica.repo.localname import chunked_name, parse_chunk_list
-from mica.thin import building
+from mica.repo.localname import chunked_name
+from mica.store.local import LocalStore
 from mica.thin.layout import metadata_image_path, tree_path
+from mica.unionsigns import OPAQUE, ORIGIN
 
 
 def rich_layer() -> bytes:
@@ -45,7 +54,7 @@ def rich_layer() -> bytes:
         )
         add("usr/small", data=b"small", uid=1000, gid=4_000_000_000, mode=0o4755)
         add("usr/empty")
-        add("usr/large", data=os.urandom(100_000), pax_headers=xattr("security.selinux", "label"))
+        add("usr/large", data=noise(100_000), pax_headers=xattr("security.selinux", "label"))
         add("usr/before", data=b"x", pax_headers={"mtime": "-5.25"})
         add("usr/hard-a", data=b"hard", pax_headers=xattr("user.a", "1"))
         for name in ("usr/hard-b", "usr/-first", "usr/local/elsewhere", "usr/local/again"):
@@ -98,6 +107,40 @@ def test_a_converted_layer_gives_the_same_image_everywhere(repository: Repositor
     assert findings(repository, tmp_path) == []
 
 
+def test_a_layer_that_is_too_large_for_one_catalog(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its catalogs are the same everywhere, its image is that of a layer with one catalog."""
+    layer = rich_layer() + END
+    whole = make_repository(tmp_path / "whole")
+    publish_layers(whole, layer)
+    split = partial(build_layer_catalog, rules=CatalogRules(most=100, fewest=5))
+    monkeypatch.setattr(building, "build_layer_catalog", split)
+    (converted,) = publish_layers(repository, layer).layers
+    tree = tree_path(converted.digest).encode()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    published, generated = images(repository, tree, tmp_path / "here")
+    assert published == generated == images(whole, tree, tmp_path / "there")[0]
+    with LocalStore(repository.storage) as store:
+        prefixes = {each.root_prefix for each in stock_catalogs(store) if each.root_prefix.startswith(tree)}
+    assert prefixes == {tree + b"/many"}
+    assert findings(repository, tmp_path) == []
+    shown, expected = read_back(repository, tmp_path / "one"), read_back(whole, tmp_path / "other")
+    assert {path: one for path, one in shown.items() if path.startswith(tree)} == {
+        path: one for path, one in expected.items() if path.startswith(tree)
+    }, "the marker is hidden"
+    other = make_repository(tmp_path / "again")
+    publish_layers(other, layer)
+    assert catalogs_of(other) == catalogs_of(repository)
+
+
+def catalogs_of(repository: Repository) -> set[str]:
+    """Objects of catalogs that belong to layers: their time does not depend on when they were published."""
+    with LocalStore(repository.storage) as store:
+        return {each.name.split()[0] for each in stock_catalogs(store) if each.root_prefix.count(b"/") > 2}
+
+
 def test_what_a_layer_has_is_in_its_image(repository: Repository, tmp_path: Path) -> None:
     (converted,) = publish_layers(repository, rich_layer()).layers
     image, _ = images(repository, tree_path(converted.digest).encode(), tmp_path)
@@ -108,7 +151,7 @@ def test_what_a_layer_has_is_in_its_image(repository: Repository, tmp_path: Path
         0o40755,
         1_700_000_000,
         123_456_789,
-        {b"user.dir": b"d"},
+        {b"user.dir": b"d", ORIGIN: b""},
     )
     small = found[b"/usr/small"]
     assert (small.mode, small.uid, small.gid, small.size) == (0o104755, 1000, 4_000_000_000, 5)
@@ -147,7 +190,7 @@ def test_a_large_image_comes_in_chunks(repository: Repository, tmp_path: Path, m
     monkeypatch.setattr(building, "STANDARD_RULE", ChunkRule(4096, 8192, 16384))
     (converted,) = publish_layers(repository, rich_layer()).layers
     with repository.manager() as manager, manager.transaction() as transaction:
-        entry = transaction.catalogs.find(metadata_image_path(converted.digest))
+        entry = transaction.catalogs.find(metadata_image_path(converted.digest, 2))
         assert entry is not None
         assert entry.digest is None
         transaction.give_up()
@@ -159,7 +202,8 @@ def test_facts_say_what_an_image_cannot(repository: Repository) -> None:
     conversion = publish_layers(repository, rich_layer())
     (changes,) = conversion.changes.values()
     assert changes == {
-        "split_hardlinks": 1, "dropped_xattrs": 0, "image_dropped_xattrs": 1, "implied_directories": 4
+        "split_hardlinks": 1, "dropped_xattrs": 0, "image_dropped_xattrs": 1, "changed_times": 0,
+        "implied_directories": 4,
     }  # fmt: skip
 
 
@@ -171,7 +215,7 @@ def change(repository: Repository, action: Callable[[Transaction], object]) -> N
 @pytest.mark.parametrize("content", [b"", b"no image", bytes(8192)])
 def test_a_published_image_that_is_none_is_refused(content: bytes, repository: Repository, tmp_path: Path) -> None:
     (converted,) = publish_layers(repository, rich_layer()).layers
-    path = metadata_image_path(converted.digest)
+    path = metadata_image_path(converted.digest, 2)
     change(
         repository,
         lambda transaction: transaction.catalogs.put(path, transaction.store_file(path.rpartition(b"/")[2], content)),
@@ -180,22 +224,22 @@ def test_a_published_image_that_is_none_is_refused(content: bytes, repository: R
     target.write_bytes(b"as it was")
     with (
         opened_root(repository, tmp_path / "cache") as (client, root),
-        pytest.raises(IntegrityError, match=rf"{converted.digest[7:]}.erofs' of {FQRN} is"),
+        pytest.raises(IntegrityError, match=rf"{converted.digest[7:]}.2.erofs' of {FQRN} is"),
     ):
         obtain_layer_image(client, root, tree_path(converted.digest).encode(), target)
     assert target.read_bytes() == b"as it was"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "image", "repository"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "cache.trust", "image", "repository"]
 
 
 def test_an_image_of_impossible_chunks_is_refused(repository: Repository, tmp_path: Path) -> None:
     (converted,) = publish_layers(repository, rich_layer()).layers
-    path = metadata_image_path(converted.digest)
+    path = metadata_image_path(converted.digest, 2)
 
     def put(transaction: Transaction) -> None:
         entry, chunks = store_stream(
             transaction.objects,
             path.rpartition(b"/")[2],
-            io.BytesIO(os.urandom(50_000)),
+            io.BytesIO(noise(50_000)),
             50_000,
             ChunkRule(4096, 8192, 16384),
         )
@@ -207,6 +251,22 @@ def test_an_image_of_impossible_chunks_is_refused(repository: Repository, tmp_pa
         pytest.raises(IntegrityError, match=r"broken chunks|impossible entry|has chunks"),
     ):
         obtain_layer_image(client, root, tree_path(converted.digest).encode(), tmp_path / "image")
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_an_image_has_its_room_in_the_cache(repository: Repository, tmp_path: Path, published: bool) -> None:
+    (converted,) = publish_layers(repository, rich_layer()).layers
+    if not published:
+        change(repository, lambda transaction: transaction.catalogs.remove(metadata_image_path(converted.digest, 2)))
+    with opened_root(repository, tmp_path / "cache") as (client, root):
+        client.cache.quota.set_limits(Limits(64 << 20))
+        tree = tree_path(converted.digest).encode()
+        obtain_layer_image(client, root, tree, client.cache.root / "images/one")
+        assert client.cache.quota.account() == Account(disk_usage(client.cache.root), 0, is_counted=True)
+        client.cache.quota.set_limits(Limits(disk_usage(client.cache.root)))
+        with pytest.raises(UserError, match="There is no room"):
+            obtain_layer_image(client, root, tree, client.cache.root / "images/two")
+        assert os.listdir(client.cache.root / "images") == ["one"]
 
 
 def test_layers_that_are_not_there(repository: Repository, tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ from tests.support.layers import opened_root
 from tests.support.repositories import Repository, ingest, make_repository
 from tests.support.tars import END, member
 
+from mica.cache.cache import Cache
+from mica.dataplane.layerimage import generate_layer_image
 from mica.errors import IntegrityError, UserError
-from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.fetch.download import LocalFetcher
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_image
-from mica.metaimage.xattrs import OPAQUE
-from mica.node.layerimage import generate_layer_image
 from mica.publish.catalogtree import directory_entry
 from mica.repo.catalog import NestedCatalog
 from mica.repo.entry import MARKER, Chunk, Entry, Flag, format_xattrs
+from mica.unionsigns import OPAQUE, ORIGIN
 
 TREE = b"/.layers/ab/abcd/layerfs"
 WHITEOUT = Inode(stat.S_IFCHR)
@@ -68,7 +68,8 @@ def test_signs_of_aufs(repository: Repository, tmp_path: Path) -> None:
     assert {path for path, inode in image.items() if inode == WHITEOUT} == {
         b"/gone", b"/d/other", b"/dir/deep", b"/.hidden", b"/..."
     }  # fmt: skip
-    assert {path for path, inode in image.items() if inode.xattrs == {OPAQUE: b"y"}} == {b"/d", b"/dir"}
+    assert {path for path, inode in image.items() if OPAQUE in inode.xattrs} == {b"/d", b"/dir"}
+    assert {path for path, inode in image.items() if ORIGIN in inode.xattrs} == {b"", b"/d", b"/dir"}
     assert stat.S_ISREG(image[b"/both"].mode), "an entry hides what lower layers have under its name anyhow"
 
 
@@ -88,6 +89,7 @@ def test_nested_catalogs(repository: Repository, tmp_path: Path) -> None:
     image = image_of(repository, tmp_path)
     assert names_below(b"", image) == {b"top", b"a", b"a/x", b"a/b", b"a/b/y", b"a/b/z", b"c"}
     assert image[b"/a/b/z"] == WHITEOUT
+    assert image[b"/a/b"].xattrs == {ORIGIN: b""}
 
 
 def test_hard_links_have_as_many_names_as_are_there(repository: Repository, tmp_path: Path) -> None:
@@ -157,7 +159,8 @@ CHUNKED = int(Flag.FILE | Flag.CHUNKED)
     [
         ([a_file(b"f", digest=None)], "neither an object nor chunks"),
         ([a_file(b"f", flags=CHUNKED, digest=None)], "chunks of 0 bytes"),
-        ([a_file(b"f", flags=int(Flag.FILE) | 7 << 11)], "f' in .* is not a valid Compression"),
+        ([a_file(b"f", flags=int(Flag.FILE) | 7 << 11)], "f' in .* has an unknown compression 7"),
+        ([a_file(b"f", flags=int(Flag.FILE | Flag.EXTERNAL))], "f' in .* is an external file"),
         ([a_link(b"l", b"")], "target of 0 bytes"),
         ([a_link(b"l", b"t" * 5000)], "target of 5000 bytes"),
         ([a_file(b"f", size=(8 << 40) + 1)], "8796093022209 bytes"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.repo.test_localname import names
 
-from mica.node.messages import (
+from mica.dataplane.messages import (
     MESSAGE_BYTES,
     Kind,
     Question,
@@ -30,7 +30,7 @@ def test_questions_are_read_back_and_fit_a_message(question: Question) -> None:
     assert parse_question(data) == question
 
 
-@given(st.builds(Result, u64, st.integers(0, 4095), u64))
+@given(st.builds(Result, u64, st.integers(0, 4095)))
 def test_results_are_read_back(result: Result) -> None:
     assert parse_result(format_result(result)) == result
 

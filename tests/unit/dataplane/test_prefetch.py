@@ -3,16 +3,17 @@
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.node.test_objectfs import CONTENT, LARGE, NAME, put
+from tests.support.waiting import eventually
+from tests.unit.dataplane.test_objectfs import CONTENT, LARGE, NAME, put
 
-from mica.fetch.cache import Cache
-from mica.node.messages import Kind, Question, Result
-from mica.node.prefetch import Prefetch
-from mica.node.traces import Recorder, read_recorded
+from mica.cache.cache import Cache
+from mica.dataplane.messages import Kind, Question, Result
+from mica.dataplane.prefetch import Prefetch
+from mica.dataplane.traces import Recorder, read_recorded
 from mica.thin.trace import Piece, ProgramTrace
 
 OTHER = NAME._replace(size=NAME.size - 1)
@@ -45,13 +46,6 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
 @pytest.fixture
 def service() -> Service:
     return Service()
-
-
-def eventually(is_true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while not is_true() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return is_true()
 
 
 def test_it_begins_when_the_programs_content_is_asked_for(cache: Cache, service: Service) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mica.node.sockets import connect, listening
+from mica.dataplane.sockets import connect, listening
 
 
 def test_a_message_passes_at_a_path_too_long_for_a_socket(tmp_path: Path) -> None:

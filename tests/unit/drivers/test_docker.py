@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mica.drivers.graphdriver.bodies import ChunkedBody, SizedBody, drain, read_whole
-from mica.drivers.graphdriver.messages import format_changes, parse_request, text_of, texts_of
-from mica.drivers.graphdriver.options import DriverOptions
+from mica.drivers.docker.bodies import ChunkedBody, SizedBody, drain, read_whole
+from mica.drivers.docker.messages import format_changes, parse_request, text_of, texts_of
+from mica.drivers.docker.options import DriverOptions
 from mica.engine.diff import Change, ChangeKind
 from mica.engine.unions import UnionKind
 from mica.engine.upload import CommitMode, LocalOnly, upload_for

@@ -54,5 +54,5 @@ def test_a_size_that_a_header_cannot_hold() -> None:
 
 
 def test_a_name_that_no_reader_takes() -> None:
-    with pytest.raises(UserError, match="deeper than an archive can say"):
+    with pytest.raises(UserError, match="a longer path than an archive can hold"):
         format_member(TarEntry(b"d/" * 2100))

@@ -2,7 +2,6 @@
 
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,17 +9,18 @@ from pathlib import Path
 import pytest
 from tests.support.repositories import Repository, ingest, make_repository, opened_client
 from tests.support.tars import END, member
+from tests.support.waiting import eventually
 from tests.support.webserver import Answer, WebServer, serving
 
+from mica.cache.cache import Cache
+from mica.cache.partfiles import PartFile
 from mica.digest import Suffix
 from mica.errors import NotFoundError
-from mica.fetch.cache import Cache
 from mica.fetch.client import RepositoryClient
 from mica.fetch.download import Connection, LocalFetcher
-from mica.fetch.parts import PartFile
 from mica.publish.objectwriter import ObjectRules
 from mica.repo.catalog import NestedCatalog
-from mica.repo.chunking import ChunkRule
+from mica.repo.cutting import ChunkRule
 from mica.repo.objects import Compression
 from mica.store.local import LocalStore
 
@@ -43,7 +43,11 @@ def server(repository: Repository) -> Iterator[WebServer]:
 
 
 @pytest.fixture
-def client(repository: Repository, server: WebServer, tmp_path: Path) -> Iterator[RepositoryClient]:
+def client(
+    repository: Repository, server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RepositoryClient]:
+    # A busy machine answers as late as a far one, and would fetch neighbours.
+    monkeypatch.setattr(RepositoryClient, "latency_s", 0.0)
     with opened_client(repository, tmp_path / "cache", url=server.url) as client:
         yield client
 
@@ -66,10 +70,7 @@ def asked_for(server: WebServer, part: PartFile) -> list[int]:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    assert eventually(holds)
 
 
 def read(client: RepositoryClient, part: PartFile, offset: int, size: int) -> bytes:

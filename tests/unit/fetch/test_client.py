@@ -1,32 +1,37 @@
 """The client: verified revisions, off line too; catalogs and objects through the cache."""
 
+import contextlib
 import datetime
 import io
 import json
 import os
+import shutil
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support.fixture import FQRN, Fixture, stock_fixture
-from tests.support.repositories import QUICK, Repository, ingest, make_repository, opened_client
+from tests.support.repositories import QUICK, Repository, ingest, make_repository, opened_client, trust_record
 from tests.support.tars import END, member
 from tests.support.webserver import Answer, serving
 
-from mica.digest import Algorithm, Digest, Suffix, digest_of, path_hash
+from mica.cache.cache import Cache
+from mica.digest import Algorithm, Digest, Suffix, path_hash
 from mica.errors import IntegrityError, NotFoundError, TemporaryError
 from mica.fetch import client as client_module
-from mica.fetch.cache import Cache
-from mica.fetch.client import ObjectName, RepositoryClient, copy_verified, read_whole
+from mica.fetch.client import RepositoryClient
 from mica.fetch.counters import TrafficCounter
+from mica.fetch.documents import Documents, read_whole
 from mica.fetch.download import HttpFetcher, LocalFetcher
 from mica.fetch.routes import Routes
 from mica.repo.catalog import NestedCatalog
 from mica.repo.history import TRUNK
 from mica.repo.manifest import Manifest
-from mica.repo.objects import Compression
+from mica.repo.objectname import ObjectName
+from mica.repo.signing import parse_private_key
+from mica.repo.whitelist import parse_whitelist, sign_whitelist
 from mica.store.local import LocalStore
 
 ARCHIVE = member(b"a/file", b"content") + member(b"b/.cvmfscatalog") + member(b"b/file", b"other") + END
@@ -50,7 +55,7 @@ def test_the_newest_revision_is_verified_and_kept(repository: Repository, tmp_pa
         manifest = client.update().manifest
         assert manifest.revision == 3
         assert client.history(manifest).tags[TRUNK].root_catalog == manifest.root_catalog
-    kept = tmp_path / "cache" / "repositories" / repository.fqrn
+    kept = trust_record(repository, tmp_path / "cache").path
     assert set(json.loads(kept.read_text())) == {"manifest", "certificate", "whitelist"}
     assert kept.stat().st_mode & 0o777 == 0o600
 
@@ -76,15 +81,80 @@ def test_what_is_kept_is_verified_again(repository: Repository, tmp_path: Path) 
         url = server.url
         with opened_client(repository, cache, url=url) as client:
             client.update()
-    kept = cache / "repositories" / repository.fqrn
+    kept = trust_record(repository, cache).path
     documents = json.loads(kept.read_text())
     documents["whitelist"] = documents["whitelist"][:-2] + "00"
     kept.write_text(json.dumps(documents))
     with opened_client(repository, cache, url=url) as client, pytest.raises(IntegrityError, match="not signed by any"):
         client.update()
-    kept.write_text("{")
+    kept.unlink()
     with opened_client(repository, cache, url=url) as client, pytest.raises(TemporaryError):
         client.update()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"manifest": "zz"}', b"\xff"])
+def test_what_cannot_be_read_is_not_as_good_as_nothing(repository: Repository, tmp_path: Path, content: bytes) -> None:
+    with opened_client(repository, tmp_path / "cache") as client:
+        client.update()
+        kept = trust_record(repository, tmp_path / "cache").path
+        kept.write_bytes(content)
+        with pytest.raises(IntegrityError, match=f"trust record of {repository.fqrn} is damaged") as refusal:
+            client.update()
+        assert "Remove it only if" in refusal.value.hint
+        assert kept.read_bytes() == content
+        kept.unlink()
+        assert client.update().manifest.revision == 2
+
+
+def test_a_cache_that_is_gone_takes_no_knowledge_with_it(repository: Repository, tmp_path: Path) -> None:
+    old = (repository.storage / ".cvmfspublished").read_bytes()
+    with opened_client(repository, tmp_path / "cache") as client:
+        _publish_at(repository, 1 << 31)
+        client.update()
+    shutil.rmtree(tmp_path / "cache")
+    (repository.storage / ".cvmfspublished").write_bytes(old)
+    with opened_client(repository, tmp_path / "cache") as client, pytest.raises(IntegrityError, match="already known"):
+        client.update()
+
+
+def test_a_refusal_says_what_to_do_if_the_repository_was_made_again(repository: Repository, tmp_path: Path) -> None:
+    with opened_client(repository, tmp_path / "cache") as client:
+        client.update()
+    remade = make_repository(tmp_path / "remade")
+    with opened_client(remade, tmp_path / "cache") as client:
+        with pytest.raises(IntegrityError, match="of revision 1, and revision 2 is already known") as refusal:
+            client.update()
+        path = trust_record(remade, tmp_path / "cache").path
+        assert f"remove {path}" in refusal.value.hint
+        path.unlink()
+        assert client.update().manifest.revision == 1
+
+
+def test_an_older_whitelist_does_not_bring_a_revoked_certificate_back(repository: Repository, tmp_path: Path) -> None:
+    """The newest one known counts, also if a server shows one before it that is still valid."""
+    served = repository.storage / ".cvmfswhitelist"
+    old, now = served.read_bytes(), datetime.datetime.now(datetime.UTC)
+    master = parse_private_key((repository.keys / f"{repository.fqrn}.masterkey").read_bytes(), "key")
+    whitelist, _ = parse_whitelist(old, "it")
+    with opened_client(repository, tmp_path / "cache") as client:
+        client.update()
+        later = replace(whitelist, created=now + datetime.timedelta(hours=1))
+        served.write_bytes(sign_whitelist(later, master))
+        client.update()
+        served.write_bytes(old)
+        client.update()
+        record = trust_record(repository, tmp_path / "cache")
+        documents = record.read()
+        assert documents is not None
+        assert documents.whitelist == sign_whitelist(later, master)
+        served.write_bytes(sign_whitelist(replace(later, fingerprints=(":".join(["AB"] * 20),), created=now), master))
+        client.update()
+        revoked = replace(later, fingerprints=(":".join(["AB"] * 20),))
+        record.path.unlink()
+        record.keep(documents._replace(whitelist=sign_whitelist(revoked, master)))
+        served.write_bytes(old)
+        with pytest.raises(IntegrityError, match="is not on its whitelist"):
+            client.update()
 
 
 def test_an_older_manifest_is_refused(repository: Repository, tmp_path: Path) -> None:
@@ -146,7 +216,7 @@ def test_catalogs_are_downloaded_once_for_many_threads(repository: Repository, t
         assert server.requests == ["/" + reference.digest.object_path(Suffix.CATALOG)]
 
 
-def file_object(repository: Repository, cache: Path, path: bytes = b"/a/file") -> ObjectName:
+def object_of_file(repository: Repository, cache: Path, path: bytes = b"/a/file") -> ObjectName:
     with opened_client(repository, cache) as client:
         row = client.catalog(root_of(client.update().manifest)).find(path)
     assert row is not None
@@ -159,8 +229,32 @@ def read_object(client: RepositoryClient, name: ObjectName) -> bytes:
         return file.read()
 
 
+def opened_below(directory: Path) -> list[str]:
+    """What this process has open there."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if path.startswith(f"{directory}/")]
+
+
+def test_an_object_that_was_fetched_is_in_the_cache_and_nothing_stays_open(
+    repository: Repository, tmp_path: Path
+) -> None:
+    name = object_of_file(repository, tmp_path / "other")
+    with serving(repository.storage) as server, opened_client(repository, tmp_path / "cache", url=server.url) as client:
+        for _ in range(3):
+            client.fetch_object(name)
+        assert opened_below(tmp_path / "cache" / "objects") == []
+        with open(client.open_object(name), "rb"):
+            assert len(opened_below(tmp_path / "cache" / "objects")) == 1
+        traffic = client.counter.read()
+        assert (traffic.objects_fetched, traffic.cache_hits, traffic.requests) == (1, 3, 1)
+        assert read_object(client, name) == b"content"
+
+
 def test_objects_are_downloaded_once_and_counted(repository: Repository, tmp_path: Path) -> None:
-    name = file_object(repository, tmp_path / "other")
+    name = object_of_file(repository, tmp_path / "other")
     with serving(repository.storage) as server, opened_client(repository, tmp_path / "cache", url=server.url) as client:
         assert [read_object(client, name) for _ in range(3)] == [b"content"] * 3
         traffic = client.counter.read()
@@ -169,7 +263,7 @@ def test_objects_are_downloaded_once_and_counted(repository: Repository, tmp_pat
 
 
 def test_waiters_share_a_download_and_its_failure(repository: Repository, tmp_path: Path) -> None:
-    name = file_object(repository, tmp_path / "other")
+    name = object_of_file(repository, tmp_path / "other")
     path = "/" + name.digest.object_path(Suffix.FILE)
     with serving(repository.storage) as server, opened_client(repository, tmp_path / "cache", url=server.url) as client:
         server.answers[path] = Answer(hang_s=0.3)
@@ -179,7 +273,7 @@ def test_waiters_share_a_download_and_its_failure(repository: Repository, tmp_pa
 
 
 def test_missing_objects_are_not_found(repository: Repository, tmp_path: Path) -> None:
-    name = file_object(repository, tmp_path / "other")
+    name = object_of_file(repository, tmp_path / "other")
     (repository.storage / name.digest.object_path(Suffix.FILE)).unlink()
     with serving(repository.storage) as server, opened_client(repository, tmp_path / "cache", url=server.url) as client:
         with pytest.raises(NotFoundError, match=f"{name.digest.text[2:]} is not at {server.host}"):
@@ -190,66 +284,12 @@ def test_missing_objects_are_not_found(repository: Repository, tmp_path: Path) -
 @pytest.mark.parametrize("size", [0, 6, 8])
 def test_a_row_that_lies_about_the_size_gets_nothing(repository: Repository, tmp_path: Path, size: int) -> None:
     """Also when the object is in the cache already, for a row that says the truth, which keeps its file."""
-    name = file_object(repository, tmp_path / "other")
+    name = object_of_file(repository, tmp_path / "other")
     with opened_client(repository, tmp_path / "cache") as client:
         assert read_object(client, name) == b"content"
         with pytest.raises(IntegrityError, match=str(name.digest)):
             read_object(client, name._replace(size=size))
         assert read_object(client, name) == b"content"
-
-
-def verified(stored: bytes, **changes: object) -> bytes:
-    name = ObjectName(digest_of(stored), Suffix.FILE, Compression.ZLIB, None, 1000)._replace(**changes)  # type: ignore[arg-type]
-    sink = io.BytesIO()
-    copy_verified(io.BytesIO(stored), sink, name)
-    return sink.getvalue()
-
-
-def test_streams_are_unpacked_while_they_are_hashed() -> None:
-    plain = os.urandom(600_000) + bytes(2_000_000)
-    assert verified(zlib.compress(plain), size=len(plain)) == plain
-    assert verified(plain, compression=Compression.NONE, size=len(plain)) == plain
-    assert verified(zlib.compress(b"")) == b""
-    digest = digest_of(zlib.compress(b"x"), Algorithm.SHAKE128)
-    assert verified(zlib.compress(b"x"), digest=digest) == b"x"
-
-
-@pytest.mark.parametrize(
-    ("stored", "changes", "sentence"),
-    [
-        (zlib.compress(b"x" * 100)[:-1], {}, "is cut short"),
-        (zlib.compress(b"x" * 100)[:1], {}, "is cut short"),
-        (b"", {}, "is cut short"),
-        (zlib.compress(b"x") + b"y", {}, "is followed by other bytes"),
-        (zlib.compress(b"x" * 300_000) + b"y", {"size": 300_000}, "is followed by other bytes"),
-        (b"no stream", {}, "is not a zlib stream"),
-        (zlib.compress(b"x" * 1001), {}, "unpacks to more than the 1000 bytes"),
-        (zlib.compress(bytes(64 << 20)), {}, "unpacks to more than the 1000 bytes"),
-        (zlib.compress(b"x" * 5), {"size": 6}, "unpacks to 5 bytes and not to 6"),
-        (zlib.compress(b"x" * 5), {"size": 4}, "unpacks to more than the 4 bytes"),
-        (zlib.compress(b"x"), {"size": 0}, "unpacks to more than the 0 bytes"),
-        (b"12345", {"compression": Compression.NONE, "size": 4}, "unpacks to more than the 4 bytes"),
-        (b"123", {"compression": Compression.NONE, "size": 4}, "unpacks to 3 bytes and not to 4"),
-        (b"other", {"digest": digest_of(b"content")}, "has other content: its bytes hash to"),
-    ],
-)
-def test_wrong_streams_are_refused(stored: bytes, changes: dict[str, object], sentence: str) -> None:
-    with pytest.raises(IntegrityError, match=sentence):
-        verified(stored, **changes)
-
-
-def test_the_sink_never_gets_more_than_allowed() -> None:
-    got: list[int] = []
-
-    class Sink:
-        def write(self, data: bytes, /) -> None:
-            got.append(len(data))
-
-    bomb = zlib.compress(bytes(32 << 20))
-    name = ObjectName(digest_of(bomb), Suffix.FILE, Compression.ZLIB, 70_000)
-    with pytest.raises(IntegrityError):
-        copy_verified(io.BytesIO(bomb), Sink(), name)
-    assert sum(got) <= 70_000
 
 
 def test_read_whole_has_a_limit() -> None:
@@ -259,7 +299,7 @@ def test_read_whole_has_a_limit() -> None:
 
 
 def test_another_digest_algorithm_is_another_object(repository: Repository, tmp_path: Path) -> None:
-    name = file_object(repository, tmp_path / "other")
+    name = object_of_file(repository, tmp_path / "other")
     changed = name._replace(digest=Digest(name.digest.raw, Algorithm.RIPEMD160))
     with opened_client(repository, tmp_path / "cache") as client:
         assert read_object(client, name) == b"content"
@@ -298,17 +338,19 @@ def test_a_bad_host_is_left_for_a_good_one(repository: Repository, tmp_path: Pat
             "outdated": {},
         }[document]
         fetcher = HttpFetcher(Routes([bad.url, good.url]), counter=TrafficCounter(), limits=QUICK)
-        with RepositoryClient(repository.fqrn, fetcher, cache, [repository.master_key]) as client:
+        record = trust_record(repository, cache.root)
+        with RepositoryClient(repository.fqrn, fetcher, cache, [repository.master_key], record=record) as client:
             if document == "outdated":
-                client._keep_documents(_documents(good.root, certificate))
+                record.keep(_documents(good.root, certificate))
             assert client.update().manifest.published_at >= oldest
         assert fetcher.where == good.host
         fetcher.close()
 
 
-def _documents(storage: Path, certificate: str) -> dict[str, bytes]:
-    places = {"manifest": ".cvmfspublished", "certificate": certificate[1:], "whitelist": ".cvmfswhitelist"}
-    return {name: (storage / place).read_bytes() for name, place in places.items()}
+def _documents(storage: Path, certificate: str) -> Documents:
+    return Documents(
+        *((storage / name).read_bytes() for name in (".cvmfspublished", certificate[1:], ".cvmfswhitelist"))
+    )
 
 
 def test_closing_waits_for_nobody_and_may_be_repeated(repository: Repository, tmp_path: Path) -> None:

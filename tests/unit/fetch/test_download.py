@@ -9,12 +9,12 @@ import pytest
 from tests.support.webserver import Answer, WebServer, closed_port, serving
 
 from mica.errors import IntegrityError, MicaError, NotFoundError, TemporaryError
-from mica.fetch.client import read_whole
 from mica.fetch.counters import TrafficCounter
+from mica.fetch.documents import read_whole
 from mica.fetch.download import HttpFetcher, HttpLimits, LocalFetcher
 from mica.fetch.routes import DIRECT, Routes
-from mica.store.base import Readable
 from mica.store.local import LocalStore
+from mica.streams import Readable
 
 PATH = "data/ab/cdef"
 CONTENT = b"the content of the object " * 1000
@@ -109,7 +109,7 @@ def test_a_host_without_a_server_is_left_for_the_next(servers: list[WebServer]) 
 
 
 def test_wrong_bytes_are_asked_for_past_the_caches(servers: list[WebServer]) -> None:
-    """A cache on the way had them: the same host is right when asked anew."""
+    """A cache on the way had them: the same host is right when asked again."""
     servers[0].answers["/" + PATH] = Answer(body=b"wrong bytes", times=1)
     with Fetching([servers[0].url, servers[1].url]) as fetching:
         assert fetching() == CONTENT

@@ -5,20 +5,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.noise import noise
 from tests.support.repositories import Repository, ingest, make_repository, opened_client
 from tests.support.tars import END, member
 
+from mica.cache.cache import Cache
 from mica.digest import Suffix
 from mica.errors import IntegrityError
-from mica.fetch.cache import Cache
-from mica.fetch.client import ObjectName, RepositoryClient
+from mica.fetch.client import RepositoryClient, catalog_object
 from mica.fetch.localshare import LocalShare, measure_local_share
+from mica.fuse.tree import ROOT_INODE
 from mica.mount.repotree import RepositoryTree
-from mica.mount.tree import ROOT_INODE
 from mica.repo.catalog import NestedCatalog
-from mica.repo.objects import Compression
+from mica.repo.objectname import ObjectName
 
-LARGE = os.urandom(100_000)
+LARGE = noise(100_000)
 ARCHIVE = (
     member(b"one", b"same")
     + member(b"two", b"same")
@@ -117,7 +118,7 @@ def test_everything(reader: Reader) -> None:
 def test_a_file_of_another_size_is_not_local_and_is_left_alone(reader: Reader) -> None:
     reader.read(b"one")
     name = reader.tree.objects(reader.inode(b"one"))[0]
-    path = Path(reader.cache.place(name.digest, name.compression, name.size))
+    path = Path(reader.cache.place(name))
     path.write_bytes(b"longer than it was")
     share = reader.share()
     assert share is not None
@@ -134,7 +135,7 @@ def test_looking_changes_nothing(reader: Reader, tmp_path: Path) -> None:
 
 def test_a_damaged_catalog_is_named(reader: Reader) -> None:
     reader.tree.attributes(ROOT_INODE)
-    path = Path(reader.cache.place(reader.root.digest, Compression.ZLIB, reader.root.size))
+    path = Path(reader.cache.place(catalog_object(reader.root)))
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(IntegrityError, match=reader.root.digest.text):
         reader.share()

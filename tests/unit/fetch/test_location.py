@@ -1,5 +1,6 @@
 """From URLs, keys and proxies to a client, or to a sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_any_of_several_keys_will_do(repository: Repository, tmp_path: Path) -> 
         client.update()
 
 
+def test_what_is_on_a_blacklist_is_refused_from_then_on(repository: Repository, tmp_path: Path) -> None:
+    blacklist = tmp_path / "blacklist"
+    blacklist.touch()
+    place = replace(location(repository), blacklists=(blacklist,), trust=tmp_path / "trust")
+    with open_repository(place, tmp_path / "cache") as client:
+        assert client.update().manifest.revision == 1
+        blacklist.write_text(f"<{FQRN} 2\n")
+        with pytest.raises(IntegrityError, match="refuses all below 2"):
+            client.update()
+        blacklist.write_text("nonsense")
+        with pytest.raises(UserError, match=f"Line 1 of the blacklist {blacklist}"):
+            client.update()
+        blacklist.unlink()
+        with pytest.raises(UserError, match="Cannot read the blacklist"):
+            client.update()
+    assert (tmp_path / "trust" / FQRN).exists()
+
+
 @pytest.mark.parametrize(
     ("urls", "error", "word"),
     [
@@ -68,6 +87,10 @@ def test_any_of_several_keys_will_do(repository: Repository, tmp_path: Path) -> 
         (("http://host:99999/",), UserError, "is not an http"),
         (("http://host:0/",), UserError, "is not an http"),
         (("http://good/", "://"), UserError, "is not an http"),
+        (("127.0.0.1:8000/cvmfs/a.example.org",), UserError, "neither a URL nor a directory"),
+        (("stratum1.example.org/cvmfs/a.example.org",), UserError, "neither a URL nor a directory"),
+        (("localhost:8000",), UserError, "neither a URL nor a directory"),
+        (("../missing",), NotFoundError, "missing does not exist"),
         (("missing/directory",), NotFoundError, "missing/directory does not exist"),
         (("/", "http://host/"), UserError, "cannot be one of several"),
         (("a" * 300,), NotFoundError, "does not exist"),
@@ -104,9 +127,32 @@ def test_keys_that_are_none(repository: Repository, tmp_path: Path) -> None:
     for keys, word in (
         ((), "no public key"),
         ((tmp_path / "missing.pub",), "missing.pub"),
-        ((tmp_path,), "Cannot read the public key"),
+        ((tmp_path,), "bad.pub"),
+        ((repository.storage,), "has no public key"),
         ((bad,), "bad.pub"),
         ((private,), "masterkey"),
     ):
         with pytest.raises(UserError, match=word):
             read_keys(RepositoryLocation(FQRN, ("http://host/",), keys))
+
+
+def test_keys_are_read_at_each_update_and_may_come_and_go(repository: Repository, tmp_path: Path) -> None:
+    """A mount outlives a master key: the next one is put beside it, and it is taken away later."""
+    keys, content = tmp_path / "clients", (repository.keys / f"{FQRN}.pub").read_bytes()
+    keys.mkdir()
+    (keys / "now.pub").write_bytes(public_pem(new_key()))
+    single = tmp_path / "gone.pub"
+    single.write_bytes(content)
+    place = RepositoryLocation(FQRN, (str(repository.storage),), (single, keys))
+    with open_repository(place, tmp_path / "cache") as client:
+        assert client.update().manifest.revision == 1
+        single.unlink()
+        with pytest.raises(IntegrityError, match="not signed by any of the 1 keys"):
+            client.update()
+        (keys / "next.pub").write_bytes(content)
+        assert client.update().manifest.revision == 1
+        (keys / "now.pub").unlink()
+        assert client.update().manifest.revision == 1
+        (keys / "next.pub").unlink()
+        with pytest.raises(UserError, match="has no public key"):
+            client.update()

@@ -138,7 +138,9 @@ def test_lists_of_proxies(text: str, groups: list[list[str]]) -> None:
     assert parse_proxies(text) == groups
 
 
-@pytest.mark.parametrize("text", ["", " ", ";|;", "ftp://a", "http://", "socks5://a:1"])
+@pytest.mark.parametrize(
+    "text", ["", " ", ";|;", "ftp://a", "http://", "socks5://a:1", "gar bage", "http://a\tb", "http://a\x7f:1"]
+)
 def test_other_lists_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"empty|not a proxy URL"):
         parse_proxies(text)

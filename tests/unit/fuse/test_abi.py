@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.mount import fuse_abi as abi
-from mica.mount.tree import Attributes
+from mica.fuse import abi
+from mica.fuse.tree import Attributes
 
 u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
 names = st.binary(min_size=1, max_size=255).filter(lambda name: b"\0" not in name)
@@ -65,6 +65,7 @@ FILE = Attributes(
         (abi.BATCH_FORGET_IN, 8),
         (abi.NOTIFY_INVAL_INODE_OUT, 24),
         (abi.NOTIFY_INVAL_ENTRY_OUT, 16),
+        (abi.NOTIFY_STORE_OUT, 24),
     ],
 )
 def test_sizes_are_the_kernels(layout: struct.Struct, size: int) -> None:
@@ -104,6 +105,7 @@ def test_failures_are_negative() -> None:
 
 def test_notifications_in_bytes() -> None:
     assert abi.format_inval_inode(5, offset=-1) == struct.pack("<IiQQqq", 40, 2, 0, 5, -1, 0)
+    assert abi.format_store(5, b"abc") == struct.pack("<IiQQQII", 43, 4, 0, 5, 0, 3, 0) + b"abc"
     assert abi.format_inval_entry(1, b"ab") == struct.pack("<IiQQII", 35, 3, 0, 1, 2, 0) + b"ab\0"
     assert abi.format_resend() == struct.pack("<IiQ", 16, 7, 0)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from tests.support.memorytree import MemoryTree
+from tests.support.noise import noise
 
-from mica.mount import fuse_abi as abi
-from mica.mount.fuse_abi import Opcode
-from mica.mount.fuse_dispatch import Dispatcher
-from mica.mount.passthrough import NOT_CONNECTED, NOT_OFFERED, BackingFiles
-from mica.mount.treefs import TreeFileSystem
+from mica.fuse import abi
+from mica.fuse.abi import Opcode
+from mica.fuse.dispatch import Dispatcher
+from mica.fuse.passthrough import NOT_CONNECTED, NOT_OFFERED, BackingFiles
+from mica.fuse.treefs import TreeFileSystem
 
 LEAST = 1000
 
@@ -58,7 +59,7 @@ def backing(device: Device) -> BackingFiles:
 @pytest.fixture
 def tree(tmp_path: Path) -> MemoryTree:
     for name, size in (("large", LEAST), ("larger", LEAST * 3), ("small", LEAST - 1)):
-        (tmp_path / name).write_bytes(os.urandom(size))
+        (tmp_path / name).write_bytes(noise(size))
     return MemoryTree.of_directory(tmp_path)
 
 

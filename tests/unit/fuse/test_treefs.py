@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.support.memorytree import MemoryTree, Node, Spec, directory, symlink
+from tests.support.noise import noise
 
-from mica.mount import fuse_abi as abi
-from mica.mount.callers import is_ending, wants_to_end
-from mica.mount.fuse_abi import Opcode
-from mica.mount.fuse_dispatch import Answer, Dispatcher, plan_session
-from mica.mount.handles import Listings
-from mica.mount.treefs import TreeFileSystem
+from mica.fuse import abi
+from mica.fuse.abi import Opcode
+from mica.fuse.callers import is_ending, wants_to_end
+from mica.fuse.dispatch import Answer, Dispatcher, plan_session
+from mica.fuse.handles import Listings
+from mica.fuse.treefs import TreeFileSystem
 
 HOUR = abi.Validity(3600, 0)
 MINUTE = abi.Validity(60, 0)
@@ -160,7 +161,7 @@ def test_reading_a_file(kernel: Kernel, tree: MemoryTree) -> None:
 
 
 def test_a_local_file_is_read_by_its_descriptor(tmp_path: Path) -> None:
-    content = os.urandom(300_000)
+    content = noise(300_000)
     (tmp_path / "file").write_bytes(content)
     tree = MemoryTree.of_directory(tmp_path)
     kernel = Kernel(TreeFileSystem(tree, entry_timeout_s=1, attr_timeout_s=1))
@@ -306,7 +307,7 @@ def test_a_directory_abandoned_halfway_can_be_resumed_after_a_change(kernel: Ker
 
 
 def test_listings_kept_are_bounded(monkeypatch: pytest.MonkeyPatch, tree: MemoryTree) -> None:
-    monkeypatch.setattr("mica.mount.handles._MAX_LISTED", 1010)
+    monkeypatch.setattr("mica.fuse.handles._MAX_LISTED", 1010)
     listings = Listings(tree)
     listings.entries(tree.inode(b"big"), 0)
     listings.entries(tree.inode(b"dir"), 0)
@@ -489,6 +490,11 @@ def test_an_interrupted_caller_that_got_its_answer_is_forgotten(tree: MemoryTree
 def test_who_is_to_end(pending: int, shared_pending: int, blocked: int, ending: bool) -> None:
     status = f"Name:\tx: y\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared_pending:016x}\nSigBlk:\t{blocked:016x}\n"
     assert is_ending(status.encode()) is ending
+
+
+def test_the_name_of_a_caller_tells_nothing_else() -> None:
+    """The kernel escapes newlines in it, and no other line ends."""
+    assert not is_ending(b"Name:\tx\rShdPnd:\t100\nSigPnd:\t0\n")
 
 
 def test_who_cannot_be_seen_is_let_go() -> None:

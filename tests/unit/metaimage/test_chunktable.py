@@ -15,7 +15,7 @@ def lists_of(*contents: bytes, algorithm: Algorithm = Algorithm.SHA1) -> dict[Di
 
 
 LISTS = lists_of(b"a" * 24, b"b" * 48) | lists_of(b"a" * 24, algorithm=Algorithm.SHAKE128)
-TABLE = b"".join(format_chunk_table(LISTS))
+TABLE = b"".join(format_chunk_table(LISTS, 1))
 FIRST = HEADER.size
 
 
@@ -25,16 +25,16 @@ def parsed(table: bytes) -> dict[Digest, bytes]:
 
 @pytest.mark.parametrize("lists", [{}, LISTS, lists_of(*(b"%024d" % number for number in range(1000)))])
 def test_tables_are_read_back(lists: dict[Digest, bytes]) -> None:
-    assert parsed(b"".join(format_chunk_table(lists))) == lists
+    assert parsed(b"".join(format_chunk_table(lists, 1))) == lists
 
 
 def test_lists_are_found_by_their_digest() -> None:
     lists = lists_of(*(b"%024d" % number for number in range(1000)))
-    image = b"before" + b"".join(format_chunk_table(lists))
+    image = b"before" + b"".join(format_chunk_table(lists, 1))
     assert all(has_chunk_list(image, 6, digest) for digest in lists)
     others = [digest._replace(algorithm=Algorithm.SHAKE128) for digest in lists]
     assert not any(has_chunk_list(image, 6, digest) for digest in (*others, Digest(bytes(20), Algorithm.SHA1)))
-    assert not has_chunk_list(b"".join(format_chunk_table({})), 0, next(iter(lists)))
+    assert not has_chunk_list(b"".join(format_chunk_table({}, 1)), 0, next(iter(lists)))
 
 
 def test_more_lists_than_files_are_refused() -> None:
@@ -44,7 +44,7 @@ def test_more_lists_than_files_are_refused() -> None:
 
 
 def test_order_does_not_matter() -> None:
-    assert b"".join(format_chunk_table(dict(reversed(LISTS.items())))) == TABLE
+    assert b"".join(format_chunk_table(dict(reversed(LISTS.items())), 1)) == TABLE
 
 
 def changed(offset: int, data: bytes) -> bytes:
@@ -57,7 +57,7 @@ def changed(offset: int, data: bytes) -> bytes:
         (b"", "cut short"),
         (TABLE[: HEADER.size - 1], "cut short"),
         (changed(0, b"M"), "no chunk table"),
-        (changed(8, b"\2"), "version 2, this program reads 1"),
+        (changed(8, b"\3"), "version 3, this program reads 1 to 2"),
         (changed(12, b"\4"), "says it has"),
         (changed(16, b"\0"), "says it has"),
         (changed(24, b"\xff" * 8), "says it has"),
@@ -91,4 +91,4 @@ def test_lists_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(IntegrityError, match="more than 95"):
         parsed(TABLE)
     with pytest.raises(UserError, match="more than 95"):
-        list(format_chunk_table(LISTS))
+        list(format_chunk_table(LISTS, 1))

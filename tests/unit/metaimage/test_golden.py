@@ -1,4 +1,4 @@
-"""Images of version 1 stay what they were, byte for byte (tests/golden/README.md)."""
+"""Images of each version stay what they were, byte for byte (tests/golden/README.md)."""
 
 import hashlib
 import io
@@ -6,15 +6,16 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
 from tests.support.imagetrees import CHUNK_LISTS, DIRECTORY, LARGE, LINK, REGULAR, Entries, everything, file
 from tests.support.imagetrees import in_tree_order as ordered
 
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists, read_image
 from mica.metaimage.writer import write_image
-from mica.metaimage.xattrs import OPAQUE
 from mica.repo.localname import chunked_name
 from mica.repo.objects import Compression
+from mica.unionsigns import OPAQUE, ORIGIN
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 PARTS = chunked_name(LARGE, Compression.ZLIB)
@@ -32,22 +33,35 @@ TREE = ordered({
 })  # fmt: skip
 
 
+WITH_WHITEOUTS = ordered({
+    **dict(TREE), b"": Inode(DIRECTORY, 1, 2, 3, 4, xattrs={b"user.root": b"r", ORIGIN: b""}),
+    b"/only": Inode(DIRECTORY, xattrs={ORIGIN: b"", b"user.large": b"v" * 300}),
+    b"/only/gone": Inode(stat.S_IFCHR), b"/only/x": file(b"x", 1),
+})  # fmt: skip
+VERSIONS = {1: TREE, 2: WITH_WHITEOUTS}
+
+
 def written(entries: Entries) -> bytes:
     target = io.BytesIO()
     write_image(entries, target, CHUNK_LISTS)
     return target.getvalue()
 
 
-def test_the_writer_still_makes_the_same_bytes() -> None:
-    assert written(TREE) == (GOLDEN / "metadata-image-1.erofs").read_bytes()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_writer_still_makes_the_same_bytes(version: int) -> None:
+    assert written(VERSIONS[version]) == (GOLDEN / f"metadata-image-{version}.erofs").read_bytes()
+
+
+def test_the_writer_still_makes_the_same_large_image() -> None:
     assert hashlib.sha256(written(everything())).hexdigest() == (GOLDEN / "metadata-image-1.sha256").read_text().strip()
 
 
-def test_the_reader_still_reads_them() -> None:
-    with (GOLDEN / "metadata-image-1.erofs").open("rb") as image:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_reader_still_reads_them(version: int) -> None:
+    with (GOLDEN / f"metadata-image-{version}.erofs").open("rb") as image:
         found = dict(read_image(image, "the image"))
         lists = dict(read_chunk_lists(image, "the image"))
     assert lists == {PARTS.digest: CHUNK_LISTS[PARTS.digest]}
     assert {path: inode._replace(group=bool(inode.group)) for path, inode in found.items()} == {
-        path: inode._replace(xattrs=dict(inode.xattrs)) for path, inode in TREE
+        path: inode._replace(xattrs=dict(inode.xattrs)) for path, inode in VERSIONS[version]
     }

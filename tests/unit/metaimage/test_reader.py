@@ -25,6 +25,7 @@ from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists, read_image, read_superblock
 from mica.metaimage.records import Records
 from mica.metaimage.writer import write_image
+from mica.unionsigns import OPAQUE, ORIGIN
 
 FIFO = Inode(stat.S_IFIFO)
 # Two directories, a file with two names, a link, a stub with an attribute of its own.
@@ -160,12 +161,12 @@ DAMAGES = {
     "root after the end": ("superblock", (14, "<H", 0xFFFF), "no inode 65535"),
     "root in the superblock": ("superblock", (14, "<H", 32), "impossible"),
     "root is a file": ("root", (b"/one",), "root is no directory"),
-    "a directory in itself": ("point", (b"/a/deeper", b"/a"), "lie over each other"),
-    "the root in a directory": ("point", (b"/a/deeper", b""), "lie over each other"),
-    "two names of a directory": ("point", (b"/a/deeper/fifo", b"/a"), "lie over each other"),
-    "two names, one link": ("point", (b"/stub", b"/link"), "lie over each other"),
+    "a directory in itself": ("point", (b"/a/deeper", b"/a"), "overlap"),
+    "the root in a directory": ("point", (b"/a/deeper", b""), "overlap"),
+    "two names of a directory": ("point", (b"/a/deeper/fifo", b"/a"), "overlap"),
+    "two names, one link": ("point", (b"/stub", b"/link"), "overlap"),
     "fewer names than links": ("inode", (b"/one", LINKS, "<I", 3), "1 files have fewer names"),
-    "more names than links": ("inode", (b"/one", LINKS, "<I", 1), "lie over each other"),
+    "more names than links": ("inode", (b"/one", LINKS, "<I", 1), "overlap"),
     "no link": ("inode", (b"/link", LINKS, "<I", 0), "impossible values"),
     "a wrong number of links": ("inode", (b"/a", LINKS, "<I", 2), "2 links and 3 directories"),
     "an entry to nowhere": ("dirent", (b"/link", 0, "<Q", 1 << 63), "has no inode"),
@@ -180,10 +181,10 @@ DAMAGES = {
     "a name before the names": ("dirent", (b"/link", 8, "<H", 3), "name"),
     "names that are not sorted": ("replace", (b"onestubtwo", b"onezzzztwo"), "not sorted"),
     "a slash in a name": ("replace", (b"stubtwo", b"st/btwo"), "name"),
-    "no self": ("replace", (b"...deeper", b"!..deeper"), "lie over each other"),
+    "no self": ("replace", (b"...deeper", b"!..deeper"), "overlap"),
     "a directory of no bytes": ("inode", (b"/a", SIZE, "<Q", 0), "layout"),
     "a huge directory": ("inode", (b"", SIZE, "<Q", 1 << 62), "after the last block"),
-    "a directory's block elsewhere": ("inode", (b"", UNION, "<I", 0), "lie over each other"),
+    "a directory's block elsewhere": ("inode", (b"", UNION, "<I", 0), "overlap"),
     "a directory's block after the end": ("inode", (b"", UNION, "<I", 1 << 31), "after the last block"),
     "a small directory with a block": ("inode", (b"/a", UNION, "<I", 1), "block too many"),
     "a compact inode": ("inode", (b"/link", FORMAT, "<H", 4), "layout"),
@@ -210,7 +211,7 @@ DAMAGES = {
     "more shared than room": ("inode", (b"/stub", SHARED_COUNT, "B", 255), "more shared attributes"),
     "a shared attribute after the end": ("inode", (b"/stub", ID, "<I", 0xFFFFFFF8), "cut short"),
     "a shared attribute between slots": ("inode", (b"/stub", ID, "<I", 289), "shared attribute lies"),
-    "a shared attribute in an inode": ("share", (b"/link",), "impossible name|lie over|where its content is"),
+    "a shared attribute in an inode": ("share", (b"/link",), "impossible name|overlap|where its content is"),
     "a shared attribute twice": ("inode", (b"/stub", SECOND_ID, "<I", 288), "twice"),
     "a value after its room": ("inode", (b"/stub", ENTRY + 2, "<H", 0xFFFF), "cut short"),
     "a name after its room": ("inode", (b"/stub", ENTRY, "B", 255), "cut short"),
@@ -222,7 +223,7 @@ DAMAGES = {
     "no damage: an inode in two blocks": ("move", (b"/a/deeper", 4096 - 32), ""),
     "a link of a page": ("inode", (b"/link", SIZE, "<Q", 4097), "link of 4097 bytes"),
     "a zero in a link": ("replace", (b"a/deeper", b"a/d\0eper"), "zero in its target"),
-    "a link's block elsewhere": ("inode", (b"/link", FORMAT, "<H", 1), "lie over each other"),
+    "a link's block elsewhere": ("inode", (b"/link", FORMAT, "<H", 1), "overlap"),
 }
 
 
@@ -258,4 +259,25 @@ def test_chunk_lists_have_to_be_there() -> None:
     image = written(everything())
     end = read_superblock(io.BytesIO(image), "it").blocks * 4096
     with pytest.raises(IntegrityError, match="'/content/huge' has no chunk list"):
-        read(image[:end] + b"".join(format_chunk_table({})))
+        read(image[:end] + b"".join(format_chunk_table({}, 1)))
+
+
+@pytest.mark.parametrize("xattrs", [{ORIGIN: b"handle"}, {OPAQUE: b"x"}])
+def test_signs_of_directories_have_one_value(xattrs: dict[bytes, bytes]) -> None:
+    report = write_image(in_tree_order({b"/d": Inode(DIRECTORY, xattrs=xattrs)}), io.BytesIO())
+    assert (report.dropped_total, report.version) == (1, 1)
+
+
+def test_a_file_says_nothing_about_whiteouts() -> None:
+    report = write_image(in_tree_order({b"/f": file(b"f", xattrs={ORIGIN: b""})}), io.BytesIO())
+    assert (report.dropped_total, report.version) == (1, 1)
+
+
+def test_signs_of_whiteouts_are_of_version_2() -> None:
+    target = io.BytesIO()
+    assert write_image(in_tree_order({b"/d": Inode(DIRECTORY, xattrs={ORIGIN: b""})}), target).version == 2
+    image = bytearray(target.getvalue())
+    assert dict(read_image(io.BytesIO(bytes(image)), "it"))[b"/d"].xattrs == {ORIGIN: b""}
+    image[image.rindex(b"micachnk") + 8] = 1
+    with pytest.raises(IntegrityError, match="has an attribute that images have since version 2"):
+        dict(read_image(io.BytesIO(bytes(image)), "it"))

@@ -27,9 +27,9 @@ from mica.metaimage.erofs_abi import SUPERBLOCK_OFFSET, UUID_OFFSET
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists, read_image, read_superblock
 from mica.metaimage.writer import DroppedXattr, ImageLimits, ImageReport, write_image
-from mica.metaimage.xattrs import METACOPY, OPAQUE, REDIRECT
 from mica.repo.localname import chunked_name
 from mica.repo.objects import Compression
+from mica.unionsigns import METACOPY, OPAQUE, REDIRECT
 
 
 def image_of(entries: Entries, **options: ImageLimits) -> tuple[bytes, ImageReport]:

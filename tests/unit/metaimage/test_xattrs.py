@@ -5,9 +5,6 @@ import stat
 import pytest
 
 from mica.metaimage.xattrs import (
-    METACOPY,
-    OPAQUE,
-    REDIRECT,
     FilterBits,
     filter_bit,
     filter_bits,
@@ -17,6 +14,7 @@ from mica.metaimage.xattrs import (
     split_name,
     xxh32,
 )
+from mica.unionsigns import METACOPY, OPAQUE, REDIRECT
 
 FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.memorytree import MemoryTree, Node, directory
+from tests.support.noise import noise
 from tests.support.repositories import Repository, ingest, make_repository, opened_client
 from tests.support.tars import END, member, pax
 from tests.support.webserver import serving
@@ -14,22 +15,22 @@ from tests.support.webserver import serving
 from mica import __version__
 from mica.digest import digest_of
 from mica.fetch.client import RepositoryClient
-from mica.mount import fuse_abi as abi
-from mica.mount.fuse_abi import Opcode
-from mica.mount.fuse_dispatch import Dispatcher
-from mica.mount.magic import MagicAttributes, MountState
-from mica.mount.mountstatus import MountStatus, parse_status
-from mica.mount.passthrough import NOT_WANTED, BackingFiles
+from mica.fuse import abi
+from mica.fuse.abi import Opcode
+from mica.fuse.dispatch import Dispatcher
+from mica.fuse.passthrough import NOT_WANTED, BackingFiles
+from mica.fuse.tree import ROOT_INODE, Tree
+from mica.fuse.treefs import ListedMagic, Magic, TreeFileSystem
+from mica.mount.magicattributes import MagicAttributes, MountState, Visibility
 from mica.mount.repotree import RepositoryTree
-from mica.mount.tree import ROOT_INODE, Tree
-from mica.mount.treefs import Magic, TreeFileSystem
+from mica.mount.status import MountStatus, parse_status
 from mica.publish.objectwriter import ObjectRules
 from mica.repo.catalog import NestedCatalog
-from mica.repo.chunking import ChunkRule
+from mica.repo.cutting import ChunkRule
 from mica.repo.objects import Compression
 
 CONTENT = b"some content " * 50
-LARGE = os.urandom(60_000)
+LARGE = noise(60_000)
 ARCHIVE = (
     member(b"file", CONTENT)
     + member(b"nested/.cvmfscatalog")
@@ -49,7 +50,7 @@ class Asked:
         root = NestedCatalog(b"", manifest.root_catalog, manifest.root_catalog_size)
         self.client = client
         self.state = MountState(manifest, backing=backing)
-        self.tree = RepositoryTree(client, root)
+        self.tree = RepositoryTree(client, root, variables={})
         self.magic = MagicAttributes(client, self.tree, self.state)
 
     def inode(self, path: str) -> int:
@@ -204,6 +205,16 @@ def test_a_link_as_it_was_published(asked: Asked) -> None:
     assert asked.magic.get(asked.inode("file"), b"xfsroot.rawlink") is None
 
 
+def test_links_stand_for_something_only_where_variables_are_given(asked: Asked) -> None:
+    root = NestedCatalog(b"", asked.state.manifest.root_catalog, asked.state.manifest.root_catalog_size)
+    inode = asked.inode("link")
+    given: dict[str, str] = {"NAME": "\udcff"}  # not UTF-8: a byte of the environment
+    assert RepositoryTree(asked.client, root, variables=given).readlink(inode) == b"\xff/lib"
+    without = RepositoryTree(asked.client, root)
+    assert without.readlink(inode) == b"$(NAME:-x)/lib"
+    assert without.attributes(inode).size == len(b"$(NAME:-x)/lib")
+
+
 @pytest.mark.parametrize(
     "name",
     [b"", b"user.", b"user.none", b"user.fqrn ", b"USER.fqrn", b"trusted.fqrn", b"user.fqrn~", b"user.fqrn~1", b"fqrn",
@@ -216,7 +227,7 @@ def test_other_names(asked: Asked, name: bytes) -> None:
 def test_long_values_come_in_pages(tmp_path: Path) -> None:
     rules = ObjectRules(chunking=ChunkRule(32, 48, 64))
     repository = make_repository(tmp_path / "repository", rules=rules)
-    content = os.urandom(48 * 2000)
+    content = noise(48 * 2000)
     ingest(repository, member(b"file", content) + END)
     with opened_client(repository, tmp_path / "cache") as client:
         asked = Asked(client)
@@ -237,7 +248,7 @@ def test_long_values_come_in_pages(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", [Compression.NONE, Compression.ZLIB])
 def test_the_local_copy_hashed_again(tmp_path: Path, compression: Compression) -> None:
     repository = make_repository(tmp_path / "repository", rules=ObjectRules(compression=compression))
-    content = os.urandom(150_000) + b"compressible " * 1000
+    content = noise(150_000) + b"compressible " * 1000
     ingest(repository, member(b"file", content) + END)
     with opened_client(repository, tmp_path / "cache") as client:
         asked = Asked(client)
@@ -290,8 +301,10 @@ def test_the_status_tells_of_passthrough(repository: Repository, tmp_path: Path)
 class Adapter:
     """Extended attributes through the file system adapter."""
 
-    def __init__(self, tree: Tree, magic: Magic) -> None:
-        self._dispatcher = Dispatcher(TreeFileSystem(tree, entry_timeout_s=1, attr_timeout_s=1, magic=magic))
+    def __init__(self, tree: Tree, magic: Magic, listed: ListedMagic = lambda _inode: []) -> None:
+        self._dispatcher = Dispatcher(
+            TreeFileSystem(tree, entry_timeout_s=1, attr_timeout_s=1, magic=magic, listed_magic=listed)
+        )
 
     def ask(self, opcode: Opcode, inode: int, body: bytes) -> bytes:
         message = abi.format_request(abi.InHeader(0, opcode, 2, inode, 0, 0, 0), body)
@@ -307,6 +320,30 @@ class Adapter:
 
     def list(self, inode: int) -> list[bytes]:
         return abi.parse_xattr_names(self.ask(Opcode.LISTXATTR, inode, abi.format_listxattr_in(1 << 16)))
+
+
+def test_the_root_lists_what_is_told_of_the_mount(asked: Asked) -> None:
+    adapter = Adapter(asked.tree, asked.magic.get, asked.magic.listed)
+    names = adapter.list(ROOT_INODE)
+    assert {b"user.fqrn", b"user.revision", b"user.catalog_counters", b"user.mica.status"} <= set(names)
+    assert all(adapter.get(ROOT_INODE, name) for name in names)
+    for path in ("file", "nested", "link"):
+        assert adapter.list(asked.inode(path)) == []
+    assert adapter.list(asked.inode("honest")) == [b"user.hash"]
+
+
+@pytest.mark.parametrize("visibility", list(Visibility))
+def test_where_listings_show_them(asked: Asked, visibility: Visibility) -> None:
+    magic = MagicAttributes(asked.client, asked.tree, asked.state, visibility)
+    adapter = Adapter(asked.tree, magic.get, magic.listed)
+    assert bool(adapter.list(ROOT_INODE)) == (visibility is not Visibility.NEVER)
+    for path, name in (("file", b"user.hash"), ("nested", b"user.fqrn"), ("link", b"xfsroot.rawlink")):
+        assert (name in adapter.list(asked.inode(path))) == (visibility is Visibility.ALWAYS)
+    assert b"user.hash" not in adapter.list(ROOT_INODE)
+    if visibility is Visibility.ALWAYS:
+        for path in ("file", "nested/large", "nested"):
+            assert all(adapter.get(asked.inode(path), name) for name in adapter.list(asked.inode(path)))
+    assert adapter.list(asked.inode("honest")).count(b"user.hash") == 1
 
 
 def test_listings_show_what_the_file_has_and_no_more(asked: Asked) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.mount.mountstatus import MountStatus, format_status, parse_status
+from mica.mount.status import MountStatus, format_status, parse_status
 
 KINDS = {str: st.text(), int: st.integers(), bool: st.booleans()}
 statuses = st.builds(MountStatus, **{name: KINDS[kind] for name, kind in MountStatus.__annotations__.items()})

@@ -1,6 +1,7 @@
 """Challenges, token requests and credentials; no network."""
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -60,7 +61,7 @@ def plan(challenge: Challenge, credential: Credential | None, *, is_plain_http: 
 
 def test_anonymous_token_request() -> None:
     request = plan(BEARER, None)
-    assert request.headers == {}
+    assert (request.headers, request.secrets) == ({}, {})
     assert request.body is None
     assert parse_qs(urlsplit(request.url).query) == {"service": ["reg.example"], "scope": ["repository:a/b:pull"]}
 
@@ -68,7 +69,7 @@ def test_anonymous_token_request() -> None:
 def test_token_request_with_a_password_and_a_query_in_the_realm() -> None:
     challenge = Challenge("bearer", {"realm": "https://auth.example/token?x=1", "scope": "repository:c:pull"})
     request = plan(challenge, USER)
-    assert request.headers == {"Authorization": f"Basic {encoded('user:pa:ss')}"}
+    assert request.secrets == {"Authorization": f"Basic {encoded('user:pa:ss')}"}
     assert request.url == "https://auth.example/token?x=1&scope=repository%3Ac%3Apull"
 
 
@@ -91,8 +92,28 @@ def test_password_goes_over_plain_http_only_where_the_registry_does() -> None:
     challenge = Challenge("bearer", {"realm": "http://auth.example/token"})
     with pytest.raises(UserError, match="plain HTTP"):
         plan(challenge, USER)
-    assert plan(challenge, None).headers == {}
-    assert plan(challenge, USER, is_plain_http=True).headers
+    assert plan(challenge, None).secrets == {}
+    assert plan(challenge, USER, is_plain_http=True).secrets
+
+
+@pytest.mark.parametrize(
+    ("registry", "realm", "is_sent"),
+    [
+        ("127.0.0.1:5000", "http://localhost:5001/token", True),
+        ("reg.example", "http://auth.example/token", True),
+        ("reg.example", "http://[::1]/token", True),
+        ("localhost", "http://auth.example/token", False),
+        ("127.0.0.1:5000", "http://127.0.0.1.example/token", False),
+        ("127.0.0.1:5000", "http://127.0.0.1:5001@auth.example/token", False),
+        ("127.0.0.1:5000", "http://auth.example\\@127.0.0.1/token", False),
+    ],
+)
+def test_password_does_not_leave_this_machine_in_plain_http(registry: str, realm: str, is_sent: bool) -> None:
+    """That the way to a registry of this machine is safe says nothing of the way to its token server."""
+    with contextlib.nullcontext() if is_sent else pytest.raises(UserError, match="plain HTTP"):
+        plan_token_request(
+            Challenge("bearer", {"realm": realm}), USER, repository="a", registry=registry, is_plain_http=True
+        )
 
 
 @pytest.mark.parametrize("answer", [b'{"token":"t"}', b'{"access_token":"t"}', b'{"token":"t","access_token":"u"}'])
@@ -137,6 +158,34 @@ def test_auths_of_docker() -> None:
     assert find("empty.example") is None
     assert find("reg.example") is None
     assert no_credentials("reg.example") is None
+
+
+def test_logins_by_namespace() -> None:
+    """The longest key counts, by whole components (containers-auth.json(5)); a URL stands for its host."""
+    keys = ("reg.example", "reg.example/ana", "reg.example/ana/deep", "https://url.example/ana", "index.docker.io/team")
+    config = {"auths": {key: {"username": key, "password": "p"} for key in keys} | {"reg.example/none": {}}}
+    find = DockerCredentials(config).find
+
+    def user(place: str) -> str | None:
+        found = find(place)
+        return None if found is None else found.username
+
+    assert user("reg.example/ana/x") == "reg.example/ana"
+    assert user("reg.example/ana") == "reg.example/ana"
+    assert user("reg.example/ana/deep/x") == "reg.example/ana/deep"
+    assert user("reg.example/anabel/x") == "reg.example"
+    assert user("reg.example/none/x") == "reg.example"
+    assert user("reg.example:5000/ana/x") is None
+    assert user("url.example/other") == "https://url.example/ana"
+    assert user("registry-1.docker.io/team/x") == user("docker.io/team/x") == "index.docker.io/team"
+    assert user("docker.io/other/x") is None
+
+
+def test_helper_of_a_registry_is_asked_where_no_namespace_has_a_login() -> None:
+    config = {"auths": {"reg.example/ana": {"auth": encoded("ana:1")}}, "credHelpers": {"reg.example": "x"}}
+    find = DockerCredentials(config, run_helper=lambda *_: b'{"Username": "helped", "Secret": "p"}').find
+    assert find("reg.example/ana/x") == Credential("ana", "1")
+    assert find("reg.example/bob/x") == Credential("helped", "p")
 
 
 @pytest.mark.parametrize("entry", [3, {"auth": "not base64 s3cret"}, {"auth": encoded("x")[:-1] + "\xff"}, {"auth": 5}])

@@ -12,9 +12,11 @@ from mica.oci.auth import Credential
 from mica.oci.endpoints import (
     ALL_USES,
     NO_CONFIG,
+    PULL_USES,
     Endpoint,
     HostConfig,
     Use,
+    endpoint_of,
     parse_certificate_directory,
     parse_hosts_toml,
 )
@@ -131,7 +133,8 @@ def test_mirror_that_is_down_is_left_alone() -> None:
 def test_password_of_the_registry_is_not_shown_to_the_mirror() -> None:
     asked = []
 
-    def find(host: str) -> Credential | None:
+    def find(place: str) -> Credential | None:
+        host = place.partition("/")[0]
         asked.append(host)
         return Credential("user", "s3cret") if host == registry.host else None
 
@@ -161,3 +164,50 @@ def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
         options = RegistryOptions(find_hosts=lambda _, config=config: config)  # type: ignore[misc]
         with open_registry(options) as client, pytest.raises(UserError, match=words):
             client.manifest(Reference.parse("127.0.0.1:1/x:1"))
+
+
+def test_hub_is_one_registry_under_all_its_names() -> None:
+    for name in ("docker.io", "index.docker.io", "registry-1.docker.io"):
+        server = parse(f"server = 'https://{name}'").server
+        assert server is not None
+        assert server.api == "https://registry-1.docker.io/v2"
+        assert endpoint_of(name).api == server.api
+
+
+def test_other_place_is_asked_by_its_own_name_with_its_own_password_and_written_to_by_nobody() -> None:
+    """As `location` of registries.conf has it."""
+    asked: list[str] = []
+
+    def find(place: str) -> Credential | None:
+        asked.append(place)
+        return Credential("user", "s3cret")
+
+    with scripted_registry() as other:
+        fill(other)
+        other.needs_token, other.password = True, ("user", "s3cret")
+        server = endpoint_of(other.host, "deep/image", uses=PULL_USES, is_insecure=True)
+        options = RegistryOptions(find_credential=find, find_hosts=lambda _: HostConfig(server=server), transport=FAST)
+        with open_registry(options) as client:
+            assert pull(client, "reg.example") == SAMPLE.tars
+            target = client.session.target(Reference.parse("reg.example/team/image:v1"))
+        assert set(asked) == {f"{other.host}/deep/image"}
+        assert set(other.paths("team/image")) == set()
+        assert set(other.paths("/v2/deep/")) == set(other.paths("/v2/deep/image/"))
+        assert "repository%3Adeep%2Fimage%3Apull" in other.paths("/token")[0]
+    assert (target.api, target.repository) == ("https://reg.example/v2", "")
+
+
+@pytest.mark.parametrize("is_insecure", [True, False])
+def test_plain_http_is_spoken_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch, is_insecure: bool) -> None:
+    monkeypatch.setattr("mica.oci.endpoints.is_local", lambda _: False)
+    with scripted_registry() as mirror:
+        fill(mirror)
+        config = HostConfig(server=endpoint_of(mirror.host, is_insecure=is_insecure))
+        options = RegistryOptions(find_hosts=lambda _: config, transport=FAST)
+        with open_registry(options) as client:
+            if is_insecure:
+                assert pull(client, "reg.example") == SAMPLE.tars
+            else:
+                with pytest.raises(TemporaryError, match="no TLS"):
+                    pull(client, "reg.example")
+        assert bool(mirror.requests) is is_insecure

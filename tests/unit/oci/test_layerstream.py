@@ -2,15 +2,15 @@
 
 import gzip
 import io
-import os
 import random
 import tracemalloc
 
 import pytest
 import zstandard
+from tests.support.noise import noise
 from tests.unit.oci.samples import compressed, digest_of, make_tar, read_all
 
-from mica.errors import IntegrityError, MicaError, TemporaryError, UserError
+from mica.errors import IntegrityError, MicaError, NotFoundError, TemporaryError, UserError
 from mica.oci.layerstream import open_layer
 from mica.oci.models import Descriptor
 
@@ -98,7 +98,7 @@ def test_every_cut_of_a_zstd_stream_is_found() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])
-@pytest.mark.parametrize("garbage", [b"g", b"garbage and more of it", os.urandom(3000)])
+@pytest.mark.parametrize("garbage", [b"g", b"garbage and more of it", noise(3000)])
 def test_trailing_garbage_is_an_integrity_error(kind: str, garbage: bytes) -> None:
     with pytest.raises(IntegrityError, match="Layer sha256:"):
         unpack(compressed(TAR, kind) + garbage)
@@ -151,6 +151,27 @@ def test_exception_of_the_reader_passes_unchanged() -> None:
         open_layer(io.BytesIO(blob), describe(blob), digest_of(b"other"), max_bytes=1 << 30),
     ):
         raise KeyError("mine")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_that_looks_like_a_refused_layer_is_told_as_damage(kind: str) -> None:
+    blob = compressed(TAR, kind)
+    for whole, expected in ((b"x" + blob[1:], IntegrityError), (blob, UserError)):
+        with pytest.raises(expected) as caught, open_layer(io.BytesIO(whole), describe(blob), None, max_bytes=1 << 30):
+            raise UserError("refused")
+        assert ("does not have the digest" in str(caught.value)) == (expected is IntegrityError)
+
+
+def test_what_is_no_refusal_reads_no_more() -> None:
+    blob = compressed(TAR, "")
+    full = UserError("full")
+    full.__cause__ = OSError(28, "full")
+    for error in (full, NotFoundError("gone")):
+        raw = io.BytesIO(b"x" + blob[1:])
+        with pytest.raises(UserError) as caught, open_layer(raw, describe(blob), None, max_bytes=1 << 30):
+            raise error
+        assert caught.value is error
+        assert raw.tell() == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

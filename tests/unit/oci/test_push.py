@@ -55,6 +55,14 @@ def test_small_blob_goes_up_in_one_request(registry: ScriptedRegistry) -> None:
     assert methods(registry)[3:] == ["HEAD"]
 
 
+@pytest.mark.parametrize("status", [405, 501])
+def test_registry_that_knows_no_head_gets_every_blob(registry: ScriptedRegistry, status: int) -> None:
+    registry.script[f"blobs/{BLOB.digest}"] = [Reply(status)]
+    with opened(registry) as writer:
+        assert copy(writer)
+    assert registry.blobs == {BLOB.digest: DATA}
+
+
 def test_large_blob_goes_up_in_chunks(registry: ScriptedRegistry) -> None:
     with opened(registry) as writer:
         assert copy(writer)
@@ -96,7 +104,7 @@ def test_chunk_that_arrived_without_an_answer_is_not_sent_again(registry: Script
     assert methods(registry) == ["HEAD", "POST", "PATCH", "GET", "PATCH", "PATCH", "PUT"]
 
 
-def test_tokens_that_expire_between_chunks_are_fetched_anew(registry: ScriptedRegistry) -> None:
+def test_tokens_that_expire_between_chunks_are_fetched_again(registry: ScriptedRegistry) -> None:
     registry.needs_token, registry.token_uses = True, 2
     registry.password = ("user", "s3cret")
     with opened(registry, find_credential=lambda _: Credential("user", "s3cret")) as writer:
@@ -117,14 +125,15 @@ def test_registry_that_takes_nothing_is_named_with_its_reason(registry: Scripted
     registry.script["manifests/v2"] = [Reply(400, body=b'{"errors": [{"code": "X", "message": "too new"}]}')]
     with opened(registry) as writer:
         manifest = writer.put_blob(SAMPLE.blobs[SAMPLE.manifest.digest], mediatypes.OCI_MANIFEST)
-        with pytest.raises(UserError, match=r"refuses the manifest v2 of .* with HTTP 400: too new"):
+        with pytest.raises(UserError, match=r"answers HTTP 400 for the manifest v2 of .*, saying: too new\."):
             writer.put_image(manifest)
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_push_without_permission_is_one_sentence(registry: ScriptedRegistry, status: int) -> None:
-    registry.script["blobs/uploads/"] = [Reply(status)] * 3
-    with opened(registry) as writer, pytest.raises(UserError, match="does not let you write"):
+    body = b'{"errors": [{"code": "DENIED", "message": "quota is used up"}]}'
+    registry.script["blobs/uploads/"] = [Reply(status, body=body)] * 3
+    with opened(registry) as writer, pytest.raises(UserError, match=r"does not let you write .* quota is used up"):
         copy(writer)
 
 

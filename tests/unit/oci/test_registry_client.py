@@ -12,10 +12,11 @@ from mica.errors import IntegrityError, MicaError, NotFoundError, TemporaryError
 from mica.oci import mediatypes
 from mica.oci.auth import Credential
 from mica.oci.models import Descriptor, Manifest, format_index
+from mica.oci.origins import is_local
 from mica.oci.platforms import Platform
 from mica.oci.reference import Reference
 from mica.oci.registry import RegistryClient, open_registry
-from mica.oci.session import RegistryOptions, is_local
+from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions, open_image
 from mica.oci.transport import TransportOptions
 
@@ -86,18 +87,6 @@ def test_index_leads_to_the_platform(registry: ScriptedRegistry, client: Registr
         client.image(reference(registry, "team/image:multi"), platform=Platform("linux", "s390x"))
 
 
-def test_tags_come_in_pages(registry: ScriptedRegistry, client: RegistryClient) -> None:
-    registry.tags = ["a", "b", "c", "d", "e"]
-    assert client.tags(reference(registry)) == registry.tags
-    assert len(registry.paths("tags")) == 3
-
-
-def test_list_of_tags_that_stands_still_ends(registry: ScriptedRegistry, client: RegistryClient) -> None:
-    page = Reply(headers={"Link": '<x>; rel="next"'}, body=b'{"tags": ["a"]}')
-    registry.script["tags/list"] = [page] * 10
-    assert client.tags(reference(registry)) == ["a", "a"]
-
-
 @pytest.mark.parametrize(
     ("reply", "error", "words"),
     [
@@ -105,6 +94,15 @@ def test_list_of_tags_that_stands_still_ends(registry: ScriptedRegistry, client:
         (Reply(403), UserError, "does not let you read"),
         (Reply(404), NotFoundError, "does not have"),
         (Reply(410), UserError, "HTTP 410"),
+        (Reply(403, body=b'{"errors": [{"message": "no\\nsuch  plan."}]}'), UserError, r"v1, saying: no such plan\.$"),
+        (Reply(404, body=b'{"errors": [{"code": "UNKNOWN"}, {"message": "b"}]}'), NotFoundError, "saying: UNKNOWN; b"),
+        (Reply(400, body=b'{"details": "first pay"}'), UserError, "HTTP 400 .*, saying: first pay"),
+        (Reply(400, body=b"<html>s3cret</html>"), UserError, r"v1\.$"),
+        (Reply(400, body=b'{"message": "\\u001b[31mred"}'), UserError, r"v1\.$"),
+        (Reply(400, body=b'{"errors": 3}'), UserError, r"v1\.$"),
+        (Reply(400, body=b'{"errors": [{"message": "%s"}]}' % (b"x" * 70_000)), UserError, r"v1\.$"),
+        (Reply(400, body=b'{"errors": [{"message": "%s"}]}' % (b"x" * 9_000)), UserError, r"saying: x{200}\.$"),
+        (Reply(400, body=b'{"message": "cut', length=100), UserError, r"v1\.$"),
         (Reply(200, body=b"no json"), UserError, "not JSON"),
         (Reply(200, body=b"[]"), UserError, "not a JSON object"),
         (Reply(200, body=b'{"a":' * 100_000), UserError, "nested too deeply"),
@@ -146,8 +144,8 @@ def test_overloaded_registry_is_asked_again(registry: ScriptedRegistry, client: 
 def test_overloaded_registry_is_not_asked_for_ever(
     registry: ScriptedRegistry, client: RegistryClient, status: int
 ) -> None:
-    registry.script["manifests/v1"] = [Reply(status)] * 10
-    with pytest.raises(TemporaryError, match=f"{registry.host} .*team/image:v1 .HTTP {status}"):
+    registry.script["manifests/v1"] = [Reply(status, body=b'{"errors": [{"message": "too much"}]}')] * 10
+    with pytest.raises(TemporaryError, match=f"{registry.host} .*team/image:v1 .HTTP {status}., saying: too much"):
         client.manifest(reference(registry))
     assert len(registry.paths("manifests")) == FAST.attempts
 
@@ -278,6 +276,40 @@ def test_digest_of_a_tag_is_asked_with_head(registry: ScriptedRegistry, client: 
     assert {request.method for request in registry.requests if "manifests" in request.path} == {"HEAD"}
     registry.script["manifests/v1"] = [Reply(200)]
     assert client.digest_of(reference(registry)) == SAMPLE.manifest.digest
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+def test_registry_that_knows_no_head_is_asked_with_get(
+    registry: ScriptedRegistry, client: RegistryClient, status: int
+) -> None:
+    real = registry.answer
+    registry.answer = lambda one: Reply(status) if one.method == "HEAD" else real(one)  # type: ignore[method-assign]
+    assert client.digest_of(reference(registry)) == SAMPLE.manifest.digest
+    with pytest.raises(NotFoundError, match=r"does not have the manifest of .*:none"):
+        client.digest_of(reference(registry, "team/image:none"))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_login_leads_to_where_logins_come_from(registry: ScriptedRegistry, status: int) -> None:
+    for logins, hint in (
+        ("", f"docker login {registry.host}"),
+        ("/x/auth.json", "Only the logins in /x/auth.json count"),
+    ):
+        registry.script["manifests/v1"] = [Reply(status)]
+        options = RegistryOptions(transport=FAST, logins=logins)
+        with open_registry(options) as client, pytest.raises(UserError, match="does not let you read") as caught:
+            client.image(reference(registry))
+        assert hint in caught.value.hint
+        assert ("docker login" in caught.value.hint) == (not logins)
+
+
+def test_head_that_is_temporarily_not_answered_is_no_reason_for_get(
+    registry: ScriptedRegistry, client: RegistryClient
+) -> None:
+    registry.script["manifests/v1"] = [Reply(503)] * FAST.attempts
+    with pytest.raises(TemporaryError):
+        client.digest_of(reference(registry))
+    assert {one.method for one in registry.requests if "manifests" in one.path} == {"HEAD"}
 
 
 def test_missing_blob_is_named(registry: ScriptedRegistry) -> None:

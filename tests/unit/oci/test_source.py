@@ -1,15 +1,19 @@
 """Images by the names that people give them, from every place that is a file."""
 
+import bz2
 import dataclasses
 import gzip
 import io
 import json
+import lzma
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zstandard
 from tests.unit.oci.samples import (
     Sample,
     digest_of,
@@ -23,9 +27,10 @@ from tests.unit.oci.samples import (
 
 from mica.errors import IntegrityError, MicaError, NotFoundError, UserError
 from mica.oci import mediatypes
-from mica.oci.models import REF_NAME, Descriptor, format_index
+from mica.oci.image import NoImageError
+from mica.oci.models import REF_NAME, Descriptor, format_index, format_manifest
 from mica.oci.platforms import Platform
-from mica.oci.source import SourceOptions, open_image
+from mica.oci.source import SourceOptions, open_choice, open_image
 
 LIMIT = 1 << 30
 
@@ -70,7 +75,13 @@ def test_oci_archive_reads_like_its_directory(tmp_path: Path) -> None:
     assert read_layers(f"oci-archive:{tmp_path / 'image.tar'}:v1") == sample.tars
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress, "xz": lzma.compress, "bzip2": bz2.compress,
+    "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pack", [bytes, *PACKINGS.values()], ids=["plain", *PACKINGS])
 def test_docker_archive_gives_layers_by_diff_id(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     sample = make_sample()
     archive = tmp_path / "image.tar"
@@ -127,10 +138,11 @@ def test_docker_archive_hashes_compressed_layers_with_other_names(tmp_path: Path
     assert read_layers(f"docker-archive:{tmp_path / 'image.tar'}") == sample.tars
 
 
-def test_several_layers_may_be_open_at_once_in_a_gzip_archive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_several_layers_may_be_open_at_once_in_a_packed_archive(tmp_path: Path, kind: str) -> None:
     sample = make_sample()
     archive = tmp_path / "image.tar.gz"
-    archive.write_bytes(gzip.compress(make_tar(docker_archive_files(sample, tags=["a:1"]))))
+    archive.write_bytes(PACKINGS[kind](make_tar(docker_archive_files(sample, tags=["a:1"]))))
     with open_image(f"docker-archive:{archive}") as image:
         first, second = image.layers
         with image.open_layer(second, LIMIT) as upper, image.open_layer(first, LIMIT) as lower:
@@ -183,6 +195,147 @@ def test_single_image_of_another_platform_needs_no_choice_and_obeys_one(tmp_path
     assert read_layers(f"oci:{tmp_path / 'layout'}") == tars
     with pytest.raises(UserError, match="made for linux/riscv64, not for linux/amd64"):
         read_layers(f"oci:{tmp_path / 'layout'}", platform="linux/amd64")
+
+
+SIGNATURE = "application/vnd.dev.cosign.simplesigning.v1+json"
+
+
+def artifact(**changes: object) -> tuple[Descriptor, dict[str, bytes]]:
+    """What stands in indexes beside images: a manifest of something else."""
+    config = Descriptor("application/vnd.oci.empty.v1+json", digest_of(b"{}"), 2)
+    data = format_manifest(config, (Descriptor("application/spdx+json", digest_of(b"{}"), 2),))
+    descriptor = Descriptor(mediatypes.OCI_MANIFEST, digest_of(data), len(data))
+    return dataclasses.replace(descriptor, **changes), {digest_of(b"{}"): b"{}", digest_of(data): data}  # type: ignore[arg-type]
+
+
+def with_index(path: Path, entries: list[Descriptor], *samples: Sample) -> str:
+    """A layout with an index of the entries, and nothing but the index in its index.json."""
+    blobs = {digest: data for sample in samples for digest, data in sample.blobs.items()} | artifact()[1]
+    index = format_index(tuple(entries))
+    blobs[digest_of(index)] = index
+    write_layout(
+        path,
+        dataclasses.replace(make_sample([]), blobs=blobs),
+        Descriptor(mediatypes.OCI_INDEX, digest_of(index), len(index)),
+    )
+    return f"oci:{path}"
+
+
+def sample_of(**changes: Any) -> Sample:
+    tars = [make_tar({"name": repr(changes).encode()})]
+    config = {key: value for key, value in make_config(tars, **changes).items() if value is not None}
+    return make_sample(tars, config=config)
+
+
+def every(source: str) -> list[str]:
+    with open_choice(source) as choice:
+        return [str(one.platform) for one in choice.every()]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"artifact_type": "application/spdx+json"},
+        {},
+        {"artifact_type": SIGNATURE, "platform": Platform("linux", "amd64")},
+        {"platform": Platform("unknown", "unknown")},
+    ],
+    ids=["typed", "bare", "with a platform", "attestation"],
+)
+def test_what_is_no_image_is_left_out_of_an_index(tmp_path: Path, changes: dict[str, object]) -> None:
+    sample = make_sample()
+    image = dataclasses.replace(sample.manifest, platform=Platform("linux", "amd64"))
+    for number, entries in enumerate(([image, artifact(**changes)[0]], [artifact(**changes)[0], image])):
+        source = with_index(tmp_path / str(number), entries, sample)
+        assert read_layers(source) == read_layers(source, platform="linux/amd64") == sample.tars
+        assert every(source) == ["linux/amd64"]
+    source = with_index(tmp_path / "alone", [artifact(**changes)[0]] * 2)
+    assert every(source) == []
+    with pytest.raises(NoImageError, match="is an index without any image"):
+        read_layers(source, platform="linux/amd64")
+
+
+def test_signature_with_the_configuration_of_an_image_is_none(tmp_path: Path) -> None:
+    sample, tars = make_sample(), [b"{}"]
+    signed = make_sample(tars, kind="")
+    layer = Descriptor(SIGNATURE, digest_of(b"{}"), 2)
+    config = json.loads(signed.blobs[signed.manifest.digest])["config"]
+    data = format_manifest(Descriptor(config["mediaType"], config["digest"], config["size"]), (layer,))
+    signature = Descriptor(mediatypes.OCI_MANIFEST, digest_of(data), len(data))
+    blobs = dataclasses.replace(signed, blobs=signed.blobs | {digest_of(data): data})
+    source = with_index(tmp_path / "x", [signature, sample.manifest], sample, blobs)
+    assert read_layers(source, platform="linux/amd64") == sample.tars
+    write_layout(tmp_path / "alone", blobs, signature)
+    with pytest.raises(NoImageError, match=r"is of an unknown kind: .*simplesigning"):
+        read_layers(f"oci:{tmp_path / 'alone'}")
+
+
+def test_layer_in_a_compression_that_is_not_known_is_an_image_s(tmp_path: Path) -> None:
+    """It is refused, and not left out as if it were a signature."""
+    sample = make_sample()
+    encrypted = json.loads(sample.blobs[sample.manifest.digest])
+    encrypted["layers"][0]["mediaType"] += "+encrypted"
+    data = json.dumps(encrypted).encode()
+    entry = Descriptor(mediatypes.OCI_MANIFEST, digest_of(data), len(data))
+    whole = dataclasses.replace(sample, blobs=sample.blobs | {digest_of(data): data})
+    with pytest.raises(UserError, match=r"unknown kind: .*\+encrypted"):
+        every(with_index(tmp_path / "x", [entry, sample.manifest], whole))
+
+
+def test_image_that_says_it_is_one_is_one(tmp_path: Path) -> None:
+    sample = make_sample()
+    entry = dataclasses.replace(sample.manifest, artifact_type=mediatypes.OCI_CONFIG)
+    assert read_layers(with_index(tmp_path / "x", [entry, artifact()[0]], sample)) == sample.tars
+
+
+def test_images_without_a_platform_in_an_index_are_told_apart_by_their_configurations(tmp_path: Path) -> None:
+    ours, other = sample_of(architecture="amd64"), sample_of(architecture="arm64")
+    stated = dataclasses.replace(sample_of(architecture="s390x").manifest, platform=Platform("linux", "s390x"))
+    entries = [stated, artifact()[0], other.manifest, ours.manifest]
+    source = with_index(tmp_path / "x", entries, ours, other, sample_of(architecture="s390x"))
+    assert read_layers(source, platform="linux/amd64") == ours.tars
+    assert read_layers(source, platform="linux/arm64") == other.tars
+    assert every(source) == ["linux/s390x", "linux/arm64", "linux/amd64"]
+    with pytest.raises(UserError, match=r"not made for linux/riscv64") as caught:
+        read_layers(source, platform="linux/riscv64")
+    assert caught.value.hint == "It exists for: linux/amd64, linux/arm64, linux/s390x"
+
+
+@pytest.mark.parametrize("changes", [{"architecture": None}, {"architecture": ""}, {"architecture": None, "os": None}])
+def test_image_without_an_architecture_is_for_whoever_asks(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sample, other = sample_of(**changes), sample_of(architecture="arm64")
+    write_layout(tmp_path / "alone", sample)
+    for platform in ("", "linux/amd64", "linux/arm64"):
+        assert read_layers(f"oci:{tmp_path / 'alone'}", platform=platform) == sample.tars
+    with pytest.raises(UserError, match="made for linux, not for windows/amd64"):
+        read_layers(f"oci:{tmp_path / 'alone'}", platform="windows/amd64")
+    source = with_index(tmp_path / "both", [sample.manifest, other.manifest], sample, other)
+    assert read_layers(source, platform="linux/amd64") == sample.tars
+    assert read_layers(source, platform="linux/arm64") == other.tars, "who says it comes before who does not"
+    assert every(source) == ["linux", "linux/arm64"]
+
+
+def test_index_that_is_a_maze_is_refused(tmp_path: Path) -> None:
+    """Nested three deep, thirty wide: nothing in it is an image, and nobody reads thousands of documents for that."""
+    entries, blobs = [artifact()[0]] * 30, artifact()[1]
+    for _ in range(2):
+        data = format_index(tuple(entries))
+        blobs[digest_of(data)] = data
+        entries = [Descriptor(mediatypes.OCI_INDEX, digest_of(data), len(data))] * 30
+    data = format_index(tuple(entries))
+    blobs[digest_of(data)] = data
+    sample = dataclasses.replace(make_sample([]), blobs=blobs)
+    write_layout(tmp_path / "x", sample, Descriptor(mediatypes.OCI_INDEX, digest_of(data), len(data)))
+    with pytest.raises(UserError, match="more than 100 images"):
+        every(f"oci:{tmp_path / 'x'}")
+
+
+def test_signature_beside_an_image_in_a_layout_makes_no_choice_necessary(tmp_path: Path) -> None:
+    sample = make_sample()
+    signature, blobs = artifact(artifact_type=SIGNATURE)
+    both = dataclasses.replace(sample, blobs=sample.blobs | blobs)
+    write_layout(tmp_path / "x", both, signature, sample.manifest)
+    assert read_layers(f"oci:{tmp_path / 'x'}") == sample.tars
 
 
 @pytest.mark.parametrize(
@@ -265,10 +418,16 @@ def test_damaged_blob_is_named(tmp_path: Path, part: str, damage: str) -> None:
     assert digest[7:] in str(caught.value) or str(layout) in str(caught.value)
 
 
-def test_damaged_gzip_archive_is_an_integrity_error(tmp_path: Path) -> None:
-    archive = tmp_path / "image.tar.gz"
-    archive.write_bytes(gzip.compress(make_tar(docker_archive_files(make_sample(), tags=["a:1"])))[:-500])
-    with pytest.raises(IntegrityError, match="damaged gzip"):
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_damaged_packed_archive_is_refused(tmp_path: Path, kind: str) -> None:
+    data = PACKINGS[kind](make_tar(docker_archive_files(make_sample(), tags=["a:1"])))
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(data[:-500])
+    with pytest.raises((IntegrityError, UserError), match=f"{archive} is (a damaged {kind} file|not a readable tar)"):
+        read_layers(f"docker-archive:{archive}")
+    archive.write_bytes(data[:30] + bytes(byte ^ 0xFF for byte in data[30:60]) + data[60:])
+    # Zstd finds out at the end of a frame, when names that make no sense have been read.
+    with pytest.raises((IntegrityError, UserError), match=f"{archive} (is a damaged {kind} file|is not a)"):
         read_layers(f"docker-archive:{archive}")
 
 

@@ -12,6 +12,7 @@ from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
 from tests.unit.oci.samples import make_sample
 
 from mica.errors import UserError
+from mica.oci.proxies import Proxies
 from mica.oci.registry import open_registry
 from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions, open_image
@@ -29,7 +30,8 @@ def tls_registry(certificate: Path) -> Iterator[ScriptedRegistry]:
 
 
 def get(transport: Transport, url: str, *, verify: bool = True) -> bytes:
-    response = transport.get(url, {"Authorization": "Bearer t"}, what="x", trust=USUAL_TRUST if verify else NO_TRUST)
+    trust = USUAL_TRUST if verify else NO_TRUST
+    response = transport.send("GET", url, {}, what="x", secrets={"Authorization": "Bearer t"}, trust=trust)
     return read_body(response, 1000, host="h", what="x")
 
 
@@ -81,7 +83,8 @@ def test_nothing_falls_back_to_http_elsewhere() -> None:
 
 
 def test_proxy_password_is_in_no_repr() -> None:
-    options = dataclasses.replace(FAST, proxy_url="http://user:s3cret@proxy.example")
+    url = "http://user:s3cret@proxy.example"
+    options = dataclasses.replace(FAST, proxies=Proxies(url, url))
     assert "s3cret" not in repr(RegistryOptions(transport=options))
     with open_registry(RegistryOptions(transport=options)) as client:
         assert "s3cret" not in repr(client)

@@ -5,7 +5,6 @@ import dataclasses
 import http.client
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ from typing import Any
 import pytest
 from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
 from tests.support.repositories import Repository, findings, make_repository
+from tests.support.waiting import PATIENCE_S, eventually
 from tests.unit.oci.samples import Sample, make_sample, make_tar
 
+from mica.convert.converter import Converter, ConverterOptions, Platforms
+from mica.httpbase import serving
 from mica.oci import mediatypes
 from mica.oci.blobdigest import blob_digest
 from mica.oci.registry import open_registry
@@ -23,10 +25,9 @@ from mica.oci.source import SourceOptions, open_image
 from mica.oci.transport import TransportOptions
 from mica.portal.answers import Answer, Portal
 from mica.portal.policy import AccessList, Policy
-from mica.portal.server import PortalServer, serving
-from mica.portal.shelf import Shelf
+from mica.portal.server import PortalServer
+from mica.portal.shelf import Shelf, ShelvedTag
 from mica.portal.thinimages import ThinImages, Timing
-from mica.thin.converter import Converter, ConverterOptions, Platforms
 from mica.thin.image import require_thin
 
 FAST = TransportOptions(attempts=2, backoff_s=0.001, connect_timeout_s=5, read_timeout_s=5, longest_wait_s=2)
@@ -44,14 +45,21 @@ class Site:
     shelf: Path
     stack: contextlib.ExitStack
 
-    def portal(self, *, timing: Timing = ALWAYS_CHECKED, access: AccessList | None = None, **limits: Any) -> Portal:
+    def portal(
+        self,
+        *,
+        timing: Timing = ALWAYS_CHECKED,
+        access: AccessList | None = None,
+        shelf: Shelf | None = None,
+        **limits: Any,
+    ) -> Portal:
         registry = RegistryOptions(transport=FAST)
         manager = self.stack.enter_context(self.repository.manager())
         client = self.stack.enter_context(open_registry(registry))
         options = ConverterOptions(SourceOptions(registry=registry), wait_s=60, **limits)
         images = ThinImages(
             Policy(("here/team/*",), {"here": self.upstream.host}),
-            Shelf(self.shelf),
+            shelf or Shelf(self.shelf),
             client,
             Converter(manager, options),
             platforms=Platforms(),
@@ -107,7 +115,7 @@ def test_it_is_served_at_once_afterwards_and_by_another_portal(site: Site) -> No
     assert not site.upstream.requests, "a tag that was just looked at is not asked for"
 
 
-def test_changed_tag_is_converted_anew(site: Site) -> None:
+def test_changed_tag_is_converted_again(site: Site) -> None:
     portal = site.portal()
     first = manifest(portal)
     site.add("1", make_sample([make_tar({"etc/name": b"first"}), make_tar({"new": b"new"})]))
@@ -163,7 +171,7 @@ def test_impatient_client_is_told_to_come_back_and_the_conversion_goes_on(site: 
 
     def slow(request: Any) -> Reply:
         if "/blobs/" in request.path:
-            gate.wait(20)
+            gate.wait(PATIENCE_S)
         return real(request)
 
     site.upstream.answer = slow  # type: ignore[method-assign]
@@ -172,9 +180,7 @@ def test_impatient_client_is_told_to_come_back_and_the_conversion_goes_on(site: 
     assert (answer.status, code(answer)) == (429, "TOOMANYREQUESTS")
     assert answer.headers["Retry-After"].isdecimal()
     gate.set()
-    deadline_s = time.monotonic() + 30
-    while manifest(portal).status == 429 and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    assert eventually(lambda: manifest(portal).status != 429)
     assert manifest(portal).status == 200
     assert len(site.upstream.paths(SAMPLE.layers[0].digest)) == 1
 
@@ -256,6 +262,23 @@ def test_damaged_shelf_is_filled_again(site: Site) -> None:
     assert manifest(site.portal()) == first
     for path in site.shelf.glob("*/blobs/sha256/*"):
         path.unlink()
+    assert manifest(site.portal()) == first
+
+
+class LosingShelf(Shelf):
+    """Somebody removes the images when their tag was just looked up."""
+
+    def tag(self, name: str, tag: str) -> ShelvedTag | None:
+        found = super().tag(name, tag)
+        for path in self._root.glob("*/blobs/sha256/*"):
+            path.unlink()
+        return found
+
+
+def test_image_that_is_removed_while_it_is_asked_for_is_asked_for_again(site: Site) -> None:
+    first = manifest(site.portal())
+    answer = manifest(site.portal(shelf=LosingShelf(site.shelf)))
+    assert (answer.status, b"was removed while it was asked for" in answer.body) == (503, True)
     assert manifest(site.portal()) == first
 
 

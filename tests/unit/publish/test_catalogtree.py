@@ -7,18 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.catalogs import a_link
+from tests.support.catalogs import a_file, a_link, run_sql, write_catalog
 from tests.support.repositories import Repository, Seen, findings, ingest, make_repository, read_back
 from tests.support.stockcatalogs import catalog_bytes, stock_catalogs
 from tests.support.tars import END, member
 from tests.support.tools import need
 
-from mica.digest import Digest
-from mica.errors import IntegrityError, UserError
-from mica.publish.catalogtree import base_name, directory_entry, parent_path
+from mica.digest import Algorithm, Digest, Suffix
+from mica.errors import IntegrityError, NotFoundError, UserError
+from mica.publish import catalogtree
+from mica.publish.catalogtree import SealedCatalog, base_name, directory_entry, parent_path
 from mica.publish.transaction import Transaction
 from mica.repo.catalog import NestedCatalog
+from mica.repo.catalogwriter import NO_COUNTS, Counters
 from mica.repo.entry import MARKER, Entry
+from mica.repo.objects import Compression, pack
 from mica.store.local import LocalStore
 
 
@@ -60,6 +63,15 @@ def listed_in_root(repository: Repository) -> dict[bytes, Digest]:
         for catalog in stock_catalogs(store):
             return {nested.path: nested.digest for nested in catalog.nested()}
     raise AssertionError
+
+
+def test_a_large_catalog_goes_from_file_to_file(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogtree, "WHOLE_BYTES", 0)
+    change(repository, lambda t: put_files(t, b"/a/one", b"/a/two"))
+    change(repository, lambda t: put_files(t, b"/a/three"))
+    assert set(sound(repository, tmp_path)) == {b"", b"/a", b"/a/one", b"/a/two", b"/a/three"}
 
 
 def test_entries_are_put_replaced_and_removed(repository: Repository, tmp_path: Path) -> None:
@@ -231,6 +243,30 @@ def test_a_catalog_that_belongs_elsewhere_is_refused(repository: Repository) -> 
 
     with pytest.raises(IntegrityError, match="says it belongs to '/b'"):
         change(repository, mix_up)
+
+
+def test_a_catalog_without_its_root_is_refused(repository: Repository, tmp_path: Path) -> None:
+    """Another publisher signed it, so it is what it was meant to be, and wrong."""
+    path = write_catalog(tmp_path / "catalog", [(b"/a/file", a_file(b"file"))], mountpoint=b"/a")
+    run_sql(path, "DELETE FROM catalog WHERE flags & 1")
+    packed = pack(path.read_bytes(), Algorithm.SHA1, Compression.ZLIB)
+    nested = NestedCatalog(b"", packed.digest, path.stat().st_size)
+
+    def attach_and_look(transaction: Transaction) -> None:
+        transaction.store.put(packed.digest.object_path(Suffix.CATALOG), packed.stored)
+        counters = Counters(NO_COUNTS, NO_COUNTS)
+        transaction.catalogs.attach(b"/a", SealedCatalog(nested, counters, directory_entry(b"")))
+        transaction.catalogs.find(b"/a/file")
+
+    with pytest.raises(IntegrityError, match="of '/a' has no row for its own root"):
+        change(repository, attach_and_look)
+
+
+def test_only_a_directory_that_exists_can_be_changed(repository: Repository) -> None:
+    with pytest.raises(NotFoundError, match="There is no '/a' in the repository"):
+        change(repository, lambda t: t.catalogs.set_attributes(b"/a", directory_entry(b"")))
+    with pytest.raises(NotFoundError, match="There is no '/a' in the repository"):
+        change(repository, lambda t: t.catalogs.nest(b"/a"))
 
 
 def test_nested_catalogs_count_their_own_commits(repository: Repository) -> None:

@@ -91,7 +91,9 @@ def test_implied_directories_until_the_archive_brings_them() -> None:
 @pytest.mark.parametrize("kind", [Kind.REGULAR, Kind.SYMLINK, Kind.HARDLINK, Kind.FIFO, Kind.BLOCK])
 @pytest.mark.parametrize("mode", [LAYER, PLAIN])
 def test_nothing_is_written_through_a_non_directory(kind: Kind, mode: Mode) -> None:
+    """In a layer the link leads to a file here."""
     before = [file_entry(b"x"), TarEntry(b"a", kind, link=b"x", device_major=1)]
+    blocker = "'x'" if kind is Kind.SYMLINK and mode is LAYER else "'a'"
     for entry in (
         file_entry(b"a/passwd"),
         directory(b"a/d"),
@@ -100,14 +102,83 @@ def test_nothing_is_written_through_a_non_directory(kind: Kind, mode: Mode) -> N
         symlink(b"a/s", b"x"),
     ):
         message = refusal(*before, entry, mode=mode)
-        assert "'a'" in message
+        assert f"{blocker}, which is a" in message
         assert repr(entry.name.decode()) in message
     if mode is LAYER:
-        assert "'a'" in refusal(*before, file_entry(b"a/.wh.b"))
+        assert blocker in refusal(*before, file_entry(b"a/.wh.b"))
 
 
-def test_hard_link_targets_are_not_looked_up_through_links() -> None:
-    refusal(file_entry(b"d/f"), symlink(b"l", b"d"), link_entry(b"h", b"l/f"))
+@pytest.mark.parametrize(
+    ("target", "place"),
+    [
+        (b"store", b"/app/store"),
+        (b"./store/.", b"/app/store"),
+        (b"/app/store", b"/app/store"),
+        (b"../app//store", b"/app/store"),
+        (b"../../../../app/store", b"/app/store"),
+        (b"/../app/store", b"/app/store"),
+        (b"other", b"/app/store"),
+        (b"missing/deep", b"/app/missing/deep"),
+        (b"/missing", b"/missing"),
+        (b"/", b""),
+        (b"..", b""),
+        (b"../..", b""),
+        (b"store/up", b"/app"),
+    ],
+)
+def test_members_below_a_link_go_where_it_leads_inside_the_root(target: bytes, place: bytes) -> None:
+    paths, report = plan(
+        directory(b"app"), directory(b"app/store"), symlink(b"app/other", b"store"), symlink(b"app/store/up", b".."),
+        symlink(b"app/link", target), file_entry(b"app/link/d/file", 3), file_entry(b"app/link/.wh.gone"),
+    )  # fmt: skip
+    assert paths[b"/app/link"].link == target
+    assert paths[place + b"/d/file"].size == 3
+    assert paths[place + b"/gone"].is_whiteout
+    assert [path for path, node in paths.items() if node.kind is Kind.REGULAR] == [place + b"/d/file"]
+    assert (place + b"/d").decode() in report.implied_directories.items
+
+
+def test_plain_archives_have_nothing_below_links() -> None:
+    """A link of an archive that is put into a repository may mean what is around it."""
+    assert "'l'" in refusal(directory(b"d"), symlink(b"l", b"d"), file_entry(b"l/f"), mode=PLAIN)
+    refusal(file_entry(b"d/f"), symlink(b"l", b"d"), link_entry(b"h", b"l/f"), mode=PLAIN)
+
+
+@pytest.mark.parametrize("links", [{b"a": b"a"}, {b"a": b"b", b"b": b"a"}, {b"a": b"a/a"}, {b"a": b"b/x", b"b": b"a"}])
+def test_circles_of_links_are_refused(links: dict[bytes, bytes]) -> None:
+    members = [symlink(name, target) for name, target in links.items()]
+    assert "too many symbolic links" in refusal(*members, file_entry(b"a/f"))
+    assert "too many symbolic links" in refusal(file_entry(b"f"), *members, link_entry(b"h", b"a/f"))
+
+
+def test_a_way_through_links_costs_little() -> None:
+    """Forty links of four thousand bytes each, looked up for every member, would take for ever."""
+    tree = LayerTree(max_link_steps=1_000_000)
+    tree.add(directory(b"d"))
+    for number in range(39):
+        tree.add(symlink(b"l%d" % number, b"d/../" * 800 + b"l%d" % (number + 1)))
+    tree.add(symlink(b"l39", b"d"))
+
+    def add_all() -> None:
+        for number in range(10_000):
+            tree.add(file_entry(b"l0/%d" % number))
+
+    with pytest.raises(UserError, match="too many symbolic links"):
+        add_all()
+
+
+def test_hard_link_targets_are_looked_up_through_links_but_for_the_last_name() -> None:
+    paths, _ = plan(
+        file_entry(b"usr/lib/z"), symlink(b"lib", b"usr/lib"), symlink(b"s", b"usr/lib/z"),
+        link_entry(b"usr/lib/y", b"lib/z"), link_entry(b"t", b"s"), link_entry(b"lib/x", b"/lib/y"),
+    )  # fmt: skip
+    assert paths[b"/usr/lib/z"] is paths[b"/usr/lib/y"] is paths[b"/usr/lib/x"]
+    assert paths[b"/t"] is paths[b"/s"]
+    assert paths[b"/t"].kind is Kind.SYMLINK
+    for target in (b"lib/none", b"lib/z/f", b"none/z", b"s/z", b"lib/.wh.q"):
+        refusal(
+            file_entry(b"usr/lib/z"), symlink(b"lib", b"usr/lib"), symlink(b"s", b"usr/lib/z"), link_entry(b"h", target)
+        )
 
 
 def test_a_directory_that_replaces_a_link_is_a_parent() -> None:
@@ -233,7 +304,10 @@ def test_whiteouts_yield_to_entries(order: int) -> None:
     assert paths[b"/d/link"].kind is Kind.SYMLINK
     assert paths[b"/d/dir"].xattrs == paths[b"/d/implied"].xattrs == {b"trusted.overlay.opaque": b"y"}
     assert report.whiteouts.items == ["/gone"]
+    assert paths[b""].xattrs == {b"trusted.overlay.origin": b""}, "it says that there are whiteouts"
+    assert not paths[b"/d"].xattrs
     assert report.opaque.items == ["/d/dir", "/d/implied"]
+    assert report.implied_directories.items == ["/", "/d"]
     assert not any(name.rpartition(b"/")[2].startswith(b".wh.") for name in paths)
     assert report.counts["character"] == 0
 
@@ -261,6 +335,7 @@ def test_there_are_no_whiteouts_where_lower_layers_show_nothing() -> None:
     assert report.whiteouts.items == ["/f/gone"]
     assert sorted(report.opaque.items) == ["/d", "/d/sub", "/e"]
     assert b"/d/sub/file" in paths
+    assert {path for path, node in paths.items() if b"trusted.overlay.origin" in node.xattrs} == {b"/f"}
 
 
 def test_a_directory_of_whiteouts_only_may_be_replaced() -> None:
@@ -330,12 +405,20 @@ def test_overlay_attributes_are_not_an_archives() -> None:
 
 
 def test_attributes_the_format_cannot_hold() -> None:
-    xattrs = {b"": b"x", b"k" * 255: b"v" * 255, b"K" * 256: b"", b"user.long": b"v" * 256, b"a\0b": b""}
+    fits = {b"k" * 255: b"v" * 255, b"user.fits": b"v" * 65535}
+    xattrs = {b"": b"x", b"K" * 256: b"", b"user.long": b"v" * 65536, b"a\0b": b"", **fits}
     paths, report = plan(file_entry(b"f\n", xattrs=xattrs))
-    assert paths[b"/f\n"].xattrs == {b"k" * 255: b"v" * 255}
-    assert {"path": r"/f\x0a", "name": "user.long", "bytes": 256} in report.dropped_xattrs.items
+    assert paths[b"/f\n"].xattrs == fits
+    assert {"path": r"/f\x0a", "name": "user.long", "bytes": 65536} in report.dropped_xattrs.items
     assert {"path": r"/f\x0a", "name": r"a\x00b", "bytes": 0} in report.dropped_xattrs.items
     assert report.dropped_xattrs.total == 4
+
+
+def test_attributes_of_one_file_are_bounded_together() -> None:
+    xattrs = {b"user.%d" % number: b"v" * 40_000 for number in range(5)} | {b"security.capability": b"c" * 20}
+    paths, report = plan(file_entry(b"f", xattrs=xattrs))
+    assert set(paths[b"/f"].xattrs) == {b"security.capability", b"user.0", b"user.1", b"user.2"}
+    assert report.dropped_xattrs.total == 2
 
 
 def test_at_most_255_attributes_also_when_opaque() -> None:
@@ -346,9 +429,25 @@ def test_at_most_255_attributes_also_when_opaque() -> None:
     assert report.dropped_xattrs.total == 46
 
 
-def test_times_outside_the_format() -> None:
-    for mtime_s in (2**63, -(2**63) - 1):
-        assert "mtime" in refusal(file_entry(b"f", mtime_s=mtime_s))
+@pytest.mark.parametrize("mtime_s", [2**63 // 10**9, -(2**63 // 10**9), 2**63 - 1, -(2**63)])
+def test_times_that_engines_cannot_say(mtime_s: int) -> None:
+    paths, report = plan(file_entry(b"f", mtime_s=mtime_s, mtime_ns=5))
+    assert (paths[b"/f"].mtime_s, paths[b"/f"].mtime_ns) == (0, 0)
+    assert report.changed_times.items == [{"path": "/f", "mtime": mtime_s}]
+    paths, report = plan(file_entry(b"f", mtime_s=mtime_s, mtime_ns=5), mode=PLAIN)
+    assert (paths[b"/f"].mtime_s, paths[b"/f"].mtime_ns, report.changed_times.total) == (mtime_s, 5, 0)
+
+
+@pytest.mark.parametrize("mtime_s", [-9_223_372_035, -1, 0, 2**33])
+def test_times_that_engines_can_say_stay(mtime_s: int) -> None:
+    paths, report = plan(file_entry(b"f", mtime_s=mtime_s))
+    assert (paths[b"/f"].mtime_s, report.changed_times.total) == (mtime_s, 0)
+
+
+@pytest.mark.parametrize("mode", [0, 0o644, 0o777, 0o7777])
+def test_links_have_the_mode_that_linux_gives_them(mode: int) -> None:
+    paths, _ = plan(TarEntry(b"l", Kind.SYMLINK, mode, link=b"t"))
+    assert paths[b"/l"].st_mode == 0o120777
 
 
 def test_devices_have_their_number() -> None:
@@ -417,6 +516,16 @@ def test_a_finished_tree_takes_nothing() -> None:
         tree.add(file_entry(b"a"))
     with pytest.raises(ValueError, match="once"):
         tree.finish()
+
+
+def test_lists_of_the_report_are_bounded_by_their_text_too() -> None:
+    """A path can have 4095 bytes, each of which is printed as four characters."""
+    above = b"/".join([b"\xff" * 250] * 2)
+    _, report = plan(*(file_entry(b"%s/%d/f" % (above, number)) for number in range(LIST_CAP)))
+    implied = report.implied_directories
+    assert implied.total == LIST_CAP + 3
+    assert len(implied.items) < LIST_CAP
+    assert len(json.dumps(implied.to_json())) < 4 << 20
 
 
 def test_report_is_json_with_printable_paths() -> None:

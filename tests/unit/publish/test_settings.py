@@ -9,10 +9,12 @@ from mica.digest import Algorithm
 from mica.errors import UserError
 from mica.publish.objectwriter import ObjectRules
 from mica.publish.settings import RepositorySettings, format_settings, parse_settings
-from mica.repo.chunking import FINE_RULE, STANDARD_RULE, ChunkRule
+from mica.repo.cutting import FINE_RULE, STANDARD_RULE, ChunkRule
 from mica.repo.objects import Compression
+from mica.store.s3access import S3Options
 
-PLAIN = RepositorySettings("images.example.org", Path("/srv/st\"or'e"), Path("/keys"))
+S3_OPTIONS = S3Options("http://s3:9000", "r", "virtual", Path("/c"), has_conditions=False)
+PLAIN = RepositorySettings("images.example.org", "/srv/st\"or'e", Path("/keys"))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,12 @@ PLAIN = RepositorySettings("images.example.org", Path("/srv/st\"or'e"), Path("/k
         replace(PLAIN, ttl_s=61, auto_tag=True, garbage_collectable=False),
         replace(PLAIN, objects=ObjectRules(Algorithm.SHAKE128, Compression.NONE, STANDARD_RULE)),
         replace(PLAIN, objects=ObjectRules(chunking=ChunkRule(5000, 6000, 7000, program=8192))),
+        replace(PLAIN, storage="s3://bucket/images.example.org"),
+        replace(
+            PLAIN,
+            storage="s3://bucket",
+            s3=S3Options("http://s3:9000", "r", "virtual", Path("/c"), has_conditions=False),
+        ),
     ],
 )
 def test_what_is_written_is_read(settings: RepositorySettings) -> None:

@@ -13,12 +13,13 @@ from tests.support.catalogs import STAMP, a_file, a_link, run_sql, some_digest, 
 from tests.support.fixture import stock_fixture
 from tests.support.stockcatalogs import stock_catalogs
 
-from mica.digest import Algorithm, PathHash, path_hash
+from mica.digest import Algorithm, PathHash, Suffix, path_hash
 from mica.errors import IntegrityError
 from mica.publish.catalogtree import directory_entry
-from mica.repo.catalog import COUNTERS, Catalog, NestedCatalog, is_transition
+from mica.repo.catalog import COUNTERS, Catalog, NamedObject, NestedCatalog, is_transition
 from mica.repo.catalogwriter import CatalogWriter
-from mica.repo.entry import Chunk, Flag
+from mica.repo.entry import Chunk, Flag, content_flags
+from mica.repo.objects import Compression
 
 
 @pytest.fixture
@@ -54,6 +55,7 @@ def read_everything(path: Path) -> None:
         catalog.bind_mountpoints()
         catalog.counters()
         catalog.damage()
+        list(catalog.objects())
         _ = catalog.revision, catalog.last_modified, catalog.ttl_s, catalog.previous_revision
 
 
@@ -137,16 +139,16 @@ def test_stock_catalogs_are_read() -> None:
         (["UPDATE properties SET value = '²' WHERE key = 'revision'"], "not a number"),
         (["UPDATE properties SET value = '9999999999999999999' WHERE key = 'revision'"], "not a number"),
         (["UPDATE properties SET value = NULL WHERE key = 'revision'"], "not text"),
-        (["INSERT INTO properties VALUES ('previous_revision', 'abc')"], "no digest"),
+        (["INSERT INTO properties VALUES ('previous_revision', 'abc')"], "a malformed digest"),
         (["DROP TABLE properties"], "no such table"),
         (["DROP TABLE catalog"], "no such table"),
         (["DROP TABLE statistics"], "no such table"),
         (["ALTER TABLE catalog DROP COLUMN mtimens"], "no such column"),
         (["ALTER TABLE catalog DROP COLUMN xattr"], "no such column"),
         (["INSERT INTO nested_catalogs VALUES ('relative', 'x', 1)"], "without a proper path"),
-        (["INSERT INTO nested_catalogs VALUES ('/dir', 'x', 1)"], "no digest"),
-        (["INSERT INTO nested_catalogs VALUES ('/dir', '', 1)"], "no digest"),
-        (["INSERT INTO nested_catalogs VALUES ('/dir', NULL, 1)"], "no digest"),
+        (["INSERT INTO nested_catalogs VALUES ('/dir', 'x', 1)"], "a malformed digest"),
+        (["INSERT INTO nested_catalogs VALUES ('/dir', '', 1)"], "a malformed digest"),
+        (["INSERT INTO nested_catalogs VALUES ('/dir', NULL, 1)"], "a malformed digest"),
         (["INSERT INTO nested_catalogs VALUES ('/dir', '" + "a" * 40 + "', 'big')"], "without a proper path or size"),
         (["INSERT INTO bind_mountpoints VALUES (7, '" + "a" * 40 + "', 1)"], "without a proper path"),
     ],
@@ -180,7 +182,7 @@ def test_wrong_files_are_refused(good: Path, statements: list[str], sentence: st
         "uid = -1",
         "gid = 4294967296",
         "flags = -4",
-        "flags = 131072",
+        "flags = 1 << 31",
         "flags = NULL",
         "flags = 4 + 7 * 256",
         "hardlinks = NULL",
@@ -304,6 +306,28 @@ def test_chunks_of_wrong_types_are_refused(good: Path, column: str) -> None:
     assert "broken chunks" in refusal(good)
 
 
+def test_more_chunks_than_a_file_can_have_are_refused(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is reached in memory and time of the limit, not of the catalog."""
+    monkeypatch.setattr("mica.repo.catalog.CHUNKS_MAX", 4)
+    key = path_hash(b"/file")
+    run_sql(
+        good, "UPDATE catalog SET flags = 68, hash = NULL, size = 5 WHERE name = 'file'",
+        *(f"INSERT INTO chunks VALUES ({key[0]}, {key[1]}, {at}, 1, zeroblob(20))" for at in range(5)),
+    )  # fmt: skip
+    assert "more than 4 chunks for 'file'" in refusal(good)
+
+
+def test_chunks_that_cannot_be_found_quickly_are_refused(good: Path) -> None:
+    """Each open of a file would read those of all files."""
+    key = path_hash(b"/file")
+    run_sql(
+        good, "UPDATE catalog SET flags = 68, hash = NULL WHERE name = 'file'", "DROP TABLE chunks",
+        "CREATE TABLE chunks (md5path_1 INTEGER, md5path_2 INTEGER, offset INTEGER, size INTEGER, hash BLOB)",
+        f"INSERT INTO chunks VALUES ({key[0]}, {key[1]}, 0, 5, zeroblob(20))",
+    )  # fmt: skip
+    assert "no primary key for its chunks" in refusal(good)
+
+
 def test_chunks_come_in_order_with_the_algorithm_of_their_file(tmp_path: Path) -> None:
     chunks = [Chunk(at, 5, some_digest(str(at), Algorithm.SHAKE128)) for at in range(0, 50, 5)]
     writer = CatalogWriter.create(tmp_path / "c", b"", directory_entry(b""))
@@ -372,3 +396,53 @@ def test_damaged_files_give_rows_or_a_refusal(good: Path, changes: list[tuple[in
     with contextlib.suppress(IntegrityError):
         read_everything(copy)
     assert time.monotonic() - began < 5
+
+
+def test_objects_are_those_of_files_and_chunks_but_not_external_ones(tmp_path: Path) -> None:
+    chunks = [Chunk(at, 5, some_digest(str(at), Algorithm.SHAKE128)) for at in range(0, 15, 5)]
+    in_chunks = content_flags(Algorithm.SHAKE128, Compression.NONE, chunked=True) | Flag.FILE
+    writer = CatalogWriter.create(tmp_path / "catalog", b"", directory_entry(b""))
+    writer.put(b"/file", a_file(b"file"))
+    writer.put(b"/link", a_link(b"link", b"file"))
+    writer.put(b"/large", a_file(b"large", flags=in_chunks, digest=None, size=15), chunks)
+    outside = a_file(b"outside", digest=some_digest("outside"))
+    writer.put(b"/outside", outside._replace(flags=outside.flags | Flag.EXTERNAL))
+    writer.put(
+        b"/outside-large", a_file(b"outside-large", flags=in_chunks | Flag.EXTERNAL, digest=None, size=15), chunks
+    )
+    writer.seal(STAMP)
+    with Catalog.open(tmp_path / "catalog", "C") as catalog:
+        assert sorted(catalog.objects()) == sorted(
+            [
+                NamedObject(some_digest("content"), Suffix.FILE, 5),
+                *(NamedObject(chunk.digest, Suffix.CHUNK, chunk.size) for chunk in chunks),
+            ]
+        )
+
+
+def test_objects_of_the_stock_server_are_all_there() -> None:
+    fixture = stock_fixture()
+    named = 0
+    for catalog in stock_catalogs(fixture.store):
+        for found in catalog.objects():
+            named += 1
+            assert (fixture.storage / found.digest.object_path(found.suffix)).exists()
+    assert named > 100
+
+
+@pytest.mark.parametrize("column", ["hash", "flags", "size"])
+def test_malformed_objects_are_refused(good: Path, column: str) -> None:
+    run_sql(good, f"UPDATE catalog SET {column} = 'x' WHERE name = 'file'")
+    with Catalog.open(good, "C") as catalog, pytest.raises(IntegrityError, match="Catalog C"):
+        list(catalog.objects())
+
+
+def test_flags_of_later_versions_are_kept(good: Path) -> None:
+    """CernVM-FS 2.14 marks the triggers of file bundles."""
+    run_sql(good, "UPDATE catalog SET flags = flags | 0x60000 WHERE name = 'file'")
+    with Catalog.open(good, "C") as catalog:
+        row = catalog.find(b"/file")
+        assert row is not None
+        assert row.entry.flags == a_file(b"file").flags | 0x60000
+        assert row.entry.is_regular
+        assert [found.digest for found in catalog.objects()] == [some_digest("content")]

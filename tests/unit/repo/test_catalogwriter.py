@@ -8,6 +8,7 @@ from tests.support.catalogs import STAMP, a_file, a_link, some_digest, write_cat
 from tests.support.tools import need
 
 from mica.digest import path_hash
+from mica.errors import UserError
 from mica.publish.catalogtree import directory_entry
 from mica.repo.catalog import COUNTERS, Catalog, NestedCatalog
 from mica.repo.catalogwriter import NO_COUNTS, CatalogWriter, Counters, Stamp, add_counts, file_size, tree_below
@@ -195,3 +196,13 @@ def test_sqlite_judges(tmp_path: Path) -> None:
     assert done.stdout.split() == [
         "ok", "delete", "UTF-8", "4096", "texttextintegerinteger", "texttext", "2.5", "10|10", "text|text|4096",
     ]  # fmt: skip
+
+
+def test_a_disk_that_is_full_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """SQLite's own limit of a file's pages gives the error of a full disk."""
+    writer = CatalogWriter.create(tmp_path / "catalog", b"/x", directory_entry(b"x"))
+    writer._connection.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(UserError, match=r"Cannot write a catalog: .* full") as caught:
+        writer.put_rows((b"/x/%d" % number, directory_entry(b"%d" % number)) for number in range(10_000))
+    assert "nothing was published" in caught.value.hint
+    writer.discard()

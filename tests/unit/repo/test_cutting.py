@@ -10,7 +10,7 @@ from tests.support.fixture import stock_fixture
 from tests.support.stockcatalogs import stock_catalogs
 
 from mica.digest import Suffix
-from mica.repo.chunking import FINE_RULE, PROGRAM_PIECES_MAX, STANDARD_RULE, ChunkRule, find_cut, read_pieces
+from mica.repo.cutting import FINE_RULE, PROGRAM_PIECES_MAX, STANDARD_RULE, ChunkRule, find_cut, read_pieces
 from mica.repo.entry import Chunk, Flag
 from mica.repo.objects import Compression, unpack
 from mica.store.base import read_limited
@@ -77,6 +77,40 @@ def test_a_threshold_above_sixteen_bits() -> None:
     assert rule.threshold >= 1 << 16
     data = random.Random(7).randbytes(3000)
     assert fast_cuts(data, rule) == slow_cuts(data, rule) != []
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(0, 1 << 32),
+    st.sampled_from([3 << 16, 1 << 18, 512 << 10, 8 << 20, 1 << 27, 1 << 31]),
+    st.lists(st.tuples(st.integers(0, 30_000), st.integers(-25_000, 25_000)), min_size=1, max_size=8),
+)
+def test_rare_cuts_are_found_where_they_are_planted(seed: int, average: int, planted: list[tuple[int, int]]) -> None:
+    """Of random data such registers would be one in hundreds of thousands."""
+    rule = ChunkRule(1000, average, 1 << 31)
+    data = bytearray(random.Random(seed).randbytes(30_032))
+    for place, distance in planted:
+        register = (0x7FFFFFFF + distance) & 0xFFFFFFFF
+        # 32 bytes of 0 and 1 are the register that they make.
+        data[place : place + 32] = bytes(register >> bit & 1 for bit in reversed(range(32)))
+    assert fast_cuts(bytes(data), rule) == slow_cuts(bytes(data), rule)
+
+
+def test_a_register_at_each_edge_of_the_threshold() -> None:
+    rule = ChunkRule(100, 512 << 10, 1 << 20)
+    for distance in (-rule.threshold, 1 - rule.threshold, 0, 1, rule.threshold - 1, rule.threshold):
+        register = (0x7FFFFFFF + distance) & 0xFFFFFFFF
+        data = bytes(200) + bytes(register >> bit & 1 for bit in reversed(range(32))) + bytes(400)
+        assert (231 in fast_cuts(data, rule)) == (abs(distance) < rule.threshold)
+        assert fast_cuts(data, rule) == slow_cuts(data, rule)
+
+
+def test_an_insertion_moves_few_pieces() -> None:
+    before = random.Random(9).randbytes(6 << 20)
+    after = before[: 2 << 20] + b"inserted" + before[2 << 20 :]
+    pieces = [set(read_pieces(io.BytesIO(data), FINE_RULE, len(data))) for data in (before, after)]
+    assert len(pieces[0]) >= 8
+    assert len(pieces[0] - pieces[1]) <= 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 400, 401])

@@ -13,6 +13,10 @@ from mica.repo.objects import Compression
 VALID = st.dictionaries(
     st.binary(min_size=1, max_size=255).filter(lambda key: b"\0" not in key), st.binary(max_size=255), max_size=20
 )
+LONG = st.dictionaries(
+    st.sampled_from([b"user.a", b"user.b", b"k" * 255]),
+    st.integers(0, 65535).map(lambda size: b"v" * size) | st.binary(max_size=300),
+)
 
 
 def test_the_vector_of_the_format() -> None:
@@ -22,7 +26,7 @@ def test_the_vector_of_the_format() -> None:
     assert parse_xattrs(blob) == {b"user.foo": b"bar"}
 
 
-@given(VALID)
+@given(VALID | LONG)
 def test_attributes_come_back(xattrs: dict[bytes, bytes]) -> None:
     assert parse_xattrs(format_xattrs(xattrs)) == xattrs
 
@@ -32,13 +36,20 @@ def test_none_is_null_and_keys_are_in_order() -> None:
     assert format_xattrs({b"b": b"", b"a": b""}) == b"\x01\x02\x01\x00a\x01\x00b"
 
 
+def test_values_over_255_bytes_make_version_2() -> None:
+    assert format_xattrs({b"b": b"v" * 255, b"a": b""}) == b"\x01\x02\x01\x00a\x01\xffb" + b"v" * 255
+    blob = format_xattrs({b"b": b"v" * 256, b"a": b"1"})
+    assert blob == b"\x02\x02\x01\x01\x00a1\x01\x00\x01b" + b"v" * 256
+    assert parse_xattrs(blob) == {b"a": b"1", b"b": b"v" * 256}
+
+
 @pytest.mark.parametrize(
     "xattrs",
     [
         {b"": b"value"},
         {b"user.a\0b": b""},
         {b"k" * 256: b""},
-        {b"key": b"v" * 256},
+        {b"key": b"v" * 65536},
         {b"%d" % number: b"" for number in range(256)},
     ],
 )
@@ -53,7 +64,12 @@ def test_what_does_not_fit_is_refused(xattrs: dict[bytes, bytes]) -> None:
         None,
         b"",
         b"\x01",
-        b"\x02\x01\x01\x00a",
+        b"\x00\x01\x01\x00a",
+        b"\x03\x01\x01\x00a",
+        b"\x02",
+        b"\x02\x01\x01\x00",
+        b"\x02\x01\x01\x00\x00",
+        b"\x02\x01\x01\x00\x01a" + b"v" * 255,
         b"\x01\x01",
         b"\x01\x01\x01",
         b"\x01\x01\x05\x00a",

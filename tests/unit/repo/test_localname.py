@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mica.digest import Algorithm, Digest
+from mica.repo.chunklist import format_chunk_list, parse_chunk_list
 from mica.repo.entry import Chunk
-from mica.repo.localname import LocalName, chunked_name, format_chunk_list, parse_chunk_list
+from mica.repo.localname import LocalName, chunked_name
 from mica.repo.objects import Compression
 
 SHA1 = Digest(bytes(range(20)), Algorithm.SHA1)
@@ -34,6 +35,14 @@ def test_the_text_of_a_name(name: LocalName, text: str) -> None:
 @given(names)
 def test_every_name_is_read_back(name: LocalName) -> None:
     assert LocalName.parse(str(name)) == name
+    assert LocalName.parse_flat(name.flat) == name
+    assert LocalName.parse_redirect(name.redirect) == name
+
+
+@pytest.mark.parametrize("path", [b"", b"/", b"//", b"00/00", b"/00/00", b"/\xff\xff/"])
+def test_other_paths_are_no_redirects(path: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not the |can't decode"):
+        LocalName.parse_redirect(path)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +71,3 @@ def test_chunk_lists_are_read_back(parts: list[tuple[int, bytes]]) -> None:
     name = chunked_name(chunks, Compression.NONE)
     assert name.size == offset
     assert name.digest.algorithm is Algorithm.RIPEMD160
-
-
-@pytest.mark.parametrize("chunks", [[Chunk(1, 5, SHA1)], [Chunk(0, 0, SHA1)], [Chunk(0, 1 << 32, SHA1)]])
-def test_chunks_with_gaps_or_of_impossible_sizes_have_no_list(chunks: list[Chunk]) -> None:
-    with pytest.raises(ValueError, match="a chunk of"):
-        format_chunk_list(chunks)
-
-
-@pytest.mark.parametrize("data", [b"", b"x" * 23, bytes(24), b"\1\0\0\0" + bytes(20) + b"\0"])
-def test_a_list_that_is_not_whole_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="a chunk list"):
-        parse_chunk_list(data, Algorithm.SHA1)

@@ -76,6 +76,13 @@ def test_unknown_keys_are_ignored_and_absent_ones_have_defaults() -> None:
     assert (manifest.root_catalog_size, manifest.published_at) == (0, 0)
 
 
+@pytest.mark.parametrize("byte", [b"\r", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e"])
+def test_only_a_newline_ends_a_record(byte: bytes) -> None:
+    """The stock client reads it so: two clients must not see two manifests in one signed text."""
+    text = format_manifest(MANIFEST) + b"Zx" + byte + b"S99\n"
+    assert parse_manifest(sealed(text), "it")[0].revision == MANIFEST.revision
+
+
 @pytest.mark.parametrize("value", [b"Yes", b"true", b"1", b"", b"yes "])
 def test_only_yes_means_yes(value: bytes) -> None:
     text = format_manifest(MANIFEST).replace(b"Gno\n", b"G" + value + b"\n")
@@ -118,8 +125,8 @@ def test_malformed_fields_are_refused(old: bytes, new: bytes) -> None:
         (b"Cabc\n--\n" + b"a" * 40, "no digest line"),
         (b"Cabc\n--\n" + b"a" * 40 + b"\n", "no digest line"),
         (b"Cabc\n--\n" + b"a" * 400 + b"\nsignature", "no digest line"),
-        (b"Cabc\n--\nnot a digest\nsignature", "states a digest that is none"),
-        (b"Cabc\n--\n\xff\xfe\nsignature", "states a digest that is none"),
+        (b"Cabc\n--\nnot a digest\nsignature", "states a malformed digest"),
+        (b"Cabc\n--\n\xff\xfe\nsignature", "states a malformed digest"),
         (b"Cabc\n--\n" + b"a" * 40 + b"\nsignature", "was changed"),
         (b"x" * 4097, "more than a manifest can have"),
     ],

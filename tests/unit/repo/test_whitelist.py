@@ -148,3 +148,13 @@ def test_a_huge_whitelist_is_refused() -> None:
 )
 def test_fingerprints_name_their_algorithm(text: str, algorithm: Algorithm | None) -> None:
     assert fingerprint_algorithm(text) is algorithm
+
+
+def test_lines_that_revoke_revisions() -> None:
+    whitelist = parsed(GOOD + "<a.example.org 5\n<other.example.org 9\n<a.example.org 3 # before\n")
+    assert (whitelist.oldest_revision, whitelist.fingerprints) == (5, (PRINT,))
+    assert parsed(GOOD).oldest_revision == 0
+    again, _ = parse_whitelist(sign_whitelist(whitelist, new_key()), "it")
+    assert again == whitelist
+    with pytest.raises(IntegrityError, match="a line that revokes revisions is malformed"):
+        parsed(GOOD + "<a.example.org five\n")

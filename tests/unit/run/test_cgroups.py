@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from mica.run.cgroups import Hierarchy, has_usable_cgroups, parse_hierarchies
+from mica.mountinfo import parse_mountinfo
+from mica.run.cgroups import Hierarchy, has_usable_cgroups, hierarchies_among
 
-MOUNTINFO = r"""22 1 0:20 / /proc rw,relatime shared:5 - proc proc rw
+MOUNTINFO = rb"""22 1 0:20 / /proc rw,relatime shared:5 - proc proc rw
 30 24 0:26 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw,nsdelegate
 31 24 0:27 / /sys/fs/cgroup/de\040v rw,nosuid shared:9 master:1 - cgroup cgroup rw,devices
 """
 
 
 def test_mountinfo() -> None:
-    assert parse_hierarchies(MOUNTINFO) == [
+    assert hierarchies_among(parse_mountinfo(MOUNTINFO)) == [
         Hierarchy(Path("/sys/fs/cgroup/unified"), 2, "rw,nsdelegate"),
         Hierarchy(Path("/sys/fs/cgroup/de v"), 1, "rw,devices"),
     ]

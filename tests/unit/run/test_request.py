@@ -36,6 +36,9 @@ def plan(config: dict[str, Any], **options: Any) -> Process:
         (BOTH, {"entrypoint": "other", "command": ("x",)}, ("other", "x")),
         (BOTH, {"entrypoint": "", "command": ("x",)}, ("x",)),
         ({"Entrypoint": None, "Cmd": ["a", ""]}, {}, ("a", "")),
+        ({"Entrypoint": "echo -n", "Cmd": ["a"]}, {}, ("echo -n", "a")),
+        ({"Entrypoint": ["echo"], "Cmd": "a b"}, {}, ("echo", "a b")),
+        ({"Entrypoint": "", "Cmd": "a"}, {}, ("a",)),
     ],
 )
 def test_command(config: dict[str, Any], options: dict[str, Any], args: tuple[str, ...]) -> None:
@@ -74,7 +77,7 @@ def test_options_win() -> None:
 @pytest.mark.parametrize(
     ("config", "options", "says"),
     [
-        ({"Cmd": "sh"}, {}, "Cmd is not a list"),
+        ({"Cmd": {"sh": 1}}, {}, "Cmd is not a list"),
         ({"Env": {"A": "1"}}, {}, "Env is not a list"),
         ({"Entrypoint": [1]}, {}, "Entrypoint is not a list"),
         ({"User": 0}, {}, "User is not a string"),

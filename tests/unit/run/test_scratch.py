@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mica.errors import TemporaryError
-from mica.run.scratch import open_run_directory, remove_tree, sweep
+from mica.run.scratch import open_run_directory, sweep
 
 
 def test_a_directory_lives_as_long_as_its_run(tmp_path: Path) -> None:
@@ -38,25 +38,3 @@ def test_a_failing_run_is_removed_too(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), open_run_directory(tmp_path, "one") as directory:
         (directory.path / "missing").rmdir()
     assert os.listdir(tmp_path) == [".lock"]
-
-
-def test_removal_is_neither_recursive_nor_misled(tmp_path: Path) -> None:
-    top, outside = tmp_path / "top", tmp_path / "outside"
-    top.mkdir()
-    outside.mkdir()
-    (outside / "file").touch()
-    home = os.open(top, os.O_RDONLY)
-    fd = os.dup(home)
-    for _ in range(1500):
-        os.mkdir("d", dir_fd=fd)
-        os.mkdir("e", dir_fd=fd)
-        os.symlink(outside, "link", dir_fd=fd)
-        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = inner
-    os.mkfifo("fifo", dir_fd=fd)
-    os.close(fd)
-    os.close(home)
-    remove_tree(top)
-    assert not top.exists()
-    assert os.listdir(outside) == ["file"]

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.noise import noise
 
-from mica.store.httpserver import RepositoryServer, serving
+from mica.httpbase import serving
+from mica.store.httpserver import RepositoryServer
 
 FQRN = "a.example.org"
 OBJECT = "data/ab/" + "c" * 38
@@ -106,7 +108,7 @@ def test_connections_are_kept(server: RepositoryServer) -> None:
 
 
 def test_a_body_larger_than_the_socket_takes_at_once_arrives_whole(server: RepositoryServer, tmp_path: Path) -> None:
-    content = os.urandom(1 << 20) * 32
+    content = noise(1 << 20) * 32
     (tmp_path / OBJECT).write_bytes(content)
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
     try:

@@ -1,14 +1,18 @@
 """A repository in a directory."""
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.contracts.object_store import OBJECT, POINTER, ObjectStoreContract
 
-from mica.errors import UserError
+from mica.errors import NotFoundError, UserError
+from mica.store.base import read_limited
 from mica.store.local import LocalStore
 
 
@@ -35,10 +39,69 @@ def renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS
         yield store
 
 
+class LocalFaults:
+    """What a broken file system answers, in place of the calls."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    @contextlib.contextmanager
+    def gone(self) -> Iterator[None]:
+        root = self._store.root
+        root.rename(root.with_name("unmounted"))
+        try:
+            yield
+        finally:
+            root.with_name("unmounted").rename(root)
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        real = os.write
+
+        def write(descriptor: int, data: bytes | memoryview) -> int:
+            real(descriptor, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", write)
+            yield
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        real = os.open
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        def open_to_read(path: str, flags: int, mode: int = 0o777) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR):
+                refuse()
+            return real(path, flags, mode)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "open", open_to_read)
+            for name in ("link", "unlink", "replace", "rename", "utime"):
+                patch.setattr(os, name, refuse)
+            yield
+
+
+def age(store: LocalStore, path: str, by_s: float) -> None:
+    status = (store.root / path).stat()
+    os.utime(store.root / path, (status.st_atime, status.st_mtime - by_s))
+
+
 class TestNameless(ObjectStoreContract):
     @pytest.fixture
     def store(self, nameless: LocalStore) -> LocalStore:
         return nameless
+
+    @pytest.fixture
+    def faults(self, store: LocalStore) -> LocalFaults:
+        return LocalFaults(store)
+
+    @pytest.fixture
+    def aged(self, store: LocalStore) -> Callable[[str, float], None]:
+        return partial(age, store)
 
 
 class TestRenaming(ObjectStoreContract):
@@ -46,9 +109,19 @@ class TestRenaming(ObjectStoreContract):
     def store(self, renaming: LocalStore) -> LocalStore:
         return renaming
 
+    @pytest.fixture
+    def faults(self, store: LocalStore) -> LocalFaults:
+        return LocalFaults(store)
+
+    @pytest.fixture
+    def aged(self, store: LocalStore) -> Callable[[str, float], None]:
+        return partial(age, store)
+
 
 def files(store: LocalStore) -> set[str]:
-    return {path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if path.is_file()}
+    """All but the lock that stays."""
+    found = {path.relative_to(store.root).as_posix() for path in store.root.rglob("*") if path.is_file()}
+    return found - {"data/txn/pointers.lock"}
 
 
 def test_the_layout(nameless: LocalStore) -> None:
@@ -88,9 +161,51 @@ def test_what_a_killed_publisher_left_is_removed(nameless: LocalStore) -> None:
     assert files(nameless) == {OBJECT, POINTER}
 
 
+def test_an_object_that_is_refreshed_while_it_is_removed_stays(
+    nameless: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nameless.put(OBJECT, b"x")
+    age(nameless, OBJECT, 1000)
+    since = nameless.clock() - 10
+    real = os.rename
+
+    def refresh_and_rename(source: str, target: str) -> None:
+        os.utime(source)
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", refresh_and_rename)
+    assert nameless.delete_many([OBJECT], unless_changed_since=since) == 0
+    assert files(nameless) == {OBJECT}
+
+
+def test_an_object_that_is_put_while_it_is_removed_is_there(
+    nameless: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nameless.put(OBJECT, b"x")
+    age(nameless, OBJECT, 1000)
+    real = os.rename
+    counted: list[int] = []
+
+    def rename_and_put(source: str, target: str) -> None:
+        real(source, target)
+        nameless.put(OBJECT, b"x", count_new=counted.append)
+
+    monkeypatch.setattr(os, "rename", rename_and_put)
+    assert nameless.delete_many([OBJECT], unless_changed_since=nameless.clock() - 10) == 1
+    assert counted == [1]
+    assert files(nameless) == {OBJECT}
+
+
+def test_what_a_killed_remover_left_aside_comes_back(nameless: LocalStore) -> None:
+    nameless.put(OBJECT, b"x")
+    os.rename(nameless.root / OBJECT, nameless.root / f"data/txn/removed-ab-{OBJECT.removeprefix('data/ab/')}")
+    nameless.clear_unfinished()
+    assert files(nameless) == {OBJECT}
+
+
 def test_unfinished_objects_are_not_listed(nameless: LocalStore) -> None:
     (nameless.root / "data/txn/123-abc").write_bytes(b"half")
-    assert list(nameless.paths("data/")) == []
+    assert list(nameless.entries("data/")) == []
 
 
 @pytest.mark.parametrize("kind", ["nameless", "renaming"])
@@ -119,9 +234,19 @@ def test_short_writes_are_continued(nameless: LocalStore, monkeypatch: pytest.Mo
     assert (nameless.root / OBJECT).read_bytes() == b"0123456789" * 500
 
 
+def test_a_storage_that_is_gone_is_named_and_is_no_missing_path(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "gone") as store:
+        with pytest.raises(UserError, match=f"The storage directory {tmp_path}/gone is not there") as caught:
+            read_limited(store, POINTER, 100)
+        assert not isinstance(caught.value, NotFoundError)
+        store.create()
+        with pytest.raises(NotFoundError, match=f"{POINTER} is not in"):
+            read_limited(store, POINTER, 100)
+
+
 def test_other_errors_name_the_place(tmp_path: Path) -> None:
     with LocalStore(tmp_path / "missing") as store:
-        with pytest.raises(UserError, match=r"Cannot store object .*: No such file or directory"):
+        with pytest.raises(UserError, match=r"The storage directory .* is not there"):
             store.put(OBJECT, b"x")
         (tmp_path / "missing").write_bytes(b"")
         with pytest.raises(UserError, match="Cannot create the storage directory"):
@@ -134,3 +259,26 @@ def test_deleting_and_syncing_name_the_place(nameless: LocalStore) -> None:
     (nameless.root / "data/ab/directory").mkdir()
     with pytest.raises(UserError, match="Cannot delete data/ab/directory"):
         nameless.delete("data/ab/directory")
+
+
+def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    nameless: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    nameless.put(OBJECT, b"x")
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(UserError, match=f"Cannot list {nameless.where}.*: Input/output error"):
+        list(nameless.entries("data/"))
+
+
+def test_cleaning_up_does_not_disturb_who_replaces_a_pointer(nameless: LocalStore) -> None:
+    """Whoever cleans up holds the lock of a repository; other machines, and a collection of garbage, do not ask for it
+    when they replace a pointer."""
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(lambda: [nameless.replace(POINTER, b"%d" % number) for number in range(300)])
+        while not replacing.done():
+            nameless.clear_unfinished()
+        replacing.result()
+    assert read_limited(nameless, POINTER, 10) == b"299"

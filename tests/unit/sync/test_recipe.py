@@ -4,7 +4,15 @@ import pytest
 
 from mica.errors import UserError
 from mica.oci.reference import Reference
-from mica.sync.recipe import Recipe, Wish, format_output, parse_output_name, parse_recipe, parse_wish
+from mica.sync.recipe import (
+    Recipe,
+    Wish,
+    format_output,
+    output_registry,
+    parse_output_name,
+    parse_recipe,
+    parse_wish,
+)
 
 GOOD = b"""
 version: 1
@@ -97,3 +105,17 @@ def test_outputs() -> None:
     for bad in ("ftp://a.b/c:1", "https://a.b/C:1"):
         with pytest.raises(UserError):
             parse_output_name(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "registry"),
+    [
+        ("$(scheme)://registry.example.org:5000/thin/$(image)", "registry.example.org:5000"),
+        ("registry.example.org/thin/$(image)", "registry.example.org"),
+        ("https://$(registry)/thin/$(image)", ""),
+        ("https://thin.$(registry)/$(image)", ""),
+        ("", ""),
+    ],
+)
+def test_registry_that_an_output_format_names(text: str, registry: str) -> None:
+    assert output_registry(text) == registry

@@ -1,5 +1,6 @@
 """Rounds of a recipe: what changed is converted, what failed is named, what left goes after its time."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,19 @@ from typing import Any
 import pytest
 from tests.support.registry import Reply, ScriptedRegistry, scripted_registry
 from tests.support.repositories import Repository, findings, make_repository
-from tests.unit.oci.samples import Sample, make_sample, make_tar
+from tests.unit.oci.samples import Sample, digest_of, make_sample, make_tar
 
+from mica.convert.converter import ConverterOptions, Platforms
+from mica.convert.plan import SilentObserver
 from mica.errors import UserError
 from mica.oci import mediatypes
+from mica.oci.models import Descriptor, format_manifest
 from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions
 from mica.oci.transport import TransportOptions
 from mica.sync.recipe import Recipe, parse_wish
 from mica.sync.round import Outcome, RoundResult, SyncOptions, SyncRound
 from mica.sync.state import SyncState, read_state, write_state
-from mica.thin.convert import SilentObserver
-from mica.thin.converter import ConverterOptions, Platforms
 
 FAST = TransportOptions(attempts=2, backoff_s=0.001, connect_timeout_s=5, read_timeout_s=5, longest_wait_s=2)
 BASE = make_tar({"etc/name": b"base"})
@@ -40,10 +42,12 @@ class Site:
         self.registry.tags = sorted({*self.registry.tags, tag})
         return sample
 
-    def run(self, *lines: str, grace_s: int = 1000, output: str = "") -> RoundResult:
+    def run(self, *lines: str, grace_s: int = 1000, output: str = "", accept: bool = False) -> RoundResult:
         self.registry.requests.clear()
         registry = RegistryOptions(transport=FAST)
-        options = SyncOptions(ConverterOptions(SourceOptions(registry=registry)), registry, Platforms(), grace_s)
+        options = SyncOptions(
+            ConverterOptions(SourceOptions(registry=registry)), registry, Platforms(), grace_s, accept
+        )
         wishes = tuple(parse_wish(line.replace("HOST", self.registry.host)) for line in lines)
         recipe = Recipe(self.repository.fqrn, wishes, output.replace("HOST", self.registry.host))
         with self.repository.manager() as manager:
@@ -104,7 +108,7 @@ def test_one_bad_line_never_stops_the_others(site: Site) -> None:
     assert outcomes(result) == [Outcome.FAILED, Outcome.FAILED, Outcome.CONVERTED]
     assert result.exit_code == 1
     errors = [str(one.error) for one in result.images[:2]]
-    assert "'nonsense' is not an image to wish for: it does not begin with a registry" in errors[0]
+    assert "'nonsense' is not a wish for an image: it does not begin with a registry" in errors[0]
     assert "does not have" in errors[1]
 
 
@@ -193,6 +197,71 @@ def test_nothing_leaves_because_a_line_cannot_be_read_or_asked(site: Site, line:
     assert not site.state.leaving
 
 
+@pytest.mark.parametrize(
+    ("left", "leaving"),
+    [
+        (["0", "1", "2", "3", "4", "5", "6"], 1),
+        (["0", "1", "2", "3", "4", "5"], 2),
+        (["0", "1", "2", "3", "4"], 0),
+        (["0"], 0),
+        ([], 0),
+    ],
+)
+def test_list_of_tags_that_loses_much_at_once_schedules_nothing(site: Site, left: list[str], leaving: int) -> None:
+    """As it looks when a registry or a proxy in front of it sends a part of the list as the whole."""
+    for tag in "01234567":
+        site.add(tag, tag.encode())
+    line = "http://HOST/team/image:[0-9]"
+    assert site.run(line).exit_code == 0
+    every, site.registry.tags = site.registry.tags, left
+    result = site.run(line)
+    assert len(site.state.leaving) == leaving
+    if not leaving:
+        assert (outcomes(result)[0], result.exit_code) == (Outcome.FAILED, 1)
+        lost = 8 - len(left)
+        assert f"has lost {lost} images, among them {site.registry.host}/" in str(result.images[0].error)
+        assert "--accept-removals" in result.images[0].error.hint  # type: ignore[union-attr]
+        assert outcomes(result)[1:] == [Outcome.UNCHANGED] * len(left)
+        assert len(site.run(line, accept=True).removed) == 0
+        assert len(site.state.leaving) == lost
+    site.registry.tags = every
+    assert site.run(line).exit_code == 0
+    assert not site.run(line, grace_s=0).removed, "what is there again no longer leaves"
+
+
+def add_signature(site: Site, tag: str, config: str = mediatypes.OCI_CONFIG) -> None:
+    """As cosign keeps it: beside the images, with a configuration that looks like one."""
+    document = json.dumps({"os": "", "architecture": "", "rootfs": {"type": "layers", "diff_ids": []}}).encode()
+    layer = Descriptor("application/vnd.dev.cosign.simplesigning.v1+json", digest_of(b"{}"), 2)
+    data = format_manifest(Descriptor(config, digest_of(document), len(document)), (layer,))
+    site.registry.add_blobs({digest_of(document): document, digest_of(b"{}"): b"{}"})
+    site.registry.add_manifest(tag, mediatypes.OCI_MANIFEST, data)
+    site.registry.tags = sorted({*site.registry.tags, tag})
+
+
+@pytest.mark.parametrize("config", [mediatypes.OCI_CONFIG, "application/vnd.cncf.helm.config.v1+json"])
+def test_pattern_leaves_out_what_is_no_image(site: Site, config: str) -> None:
+    site.add("1", b"one")
+    add_signature(site, "1.sig", config)
+    result = site.run("http://HOST/team/image:*")
+    assert (outcomes(result), result.exit_code) == ([Outcome.CONVERTED, Outcome.LEFT_OUT], 0)
+    assert site.records() == {"1"}
+    assert outcomes(site.run("http://HOST/team/image:*")) == [Outcome.UNCHANGED] * 2
+    assert {request.method for request in site.registry.requests if "manifests" in request.path} == {"HEAD"}
+    site.add("1.sig", b"now an image")
+    assert outcomes(site.run("http://HOST/team/image:*")) == [Outcome.UNCHANGED, Outcome.CONVERTED]
+    add_signature(site, "1.sig", config)
+    assert outcomes(site.run("http://HOST/team/image:1.sig")) == [Outcome.FAILED], "no guess but a name"
+
+
+def test_only_images_of_the_pattern_are_counted(site: Site) -> None:
+    """A line that leaves the recipe is meant to, and so is a tag that another line names."""
+    for tag in ("a1", "a2", "a3", "b1"):
+        site.add(tag, tag.encode())
+    assert site.run("http://HOST/team/image:a*", "http://HOST/team/image:b*").exit_code == 0
+    assert site.run("http://HOST/team/image:b*").scheduled == 3
+
+
 def test_memory_survives_and_damage_is_named(site: Site, tmp_path: Path) -> None:
     site.add("1", b"one")
     site.run("http://HOST/team/image:1")
@@ -201,7 +270,7 @@ def test_memory_survives_and_damage_is_named(site: Site, tmp_path: Path) -> None
     assert read_state(tmp_path / "none.json") == SyncState()
     for damage in ("", "[]", '{"version": 2}', '{"version": 1, "images": {"a": 3}}'):
         (tmp_path / "bad.json").write_text(damage)
-        with pytest.raises(UserError, match="is not what a sync remembers"):
+        with pytest.raises(UserError, match="is not the state of a sync"):
             read_state(tmp_path / "bad.json")
 
 

@@ -41,7 +41,12 @@ LAYERS = st.builds(
     st.lists(PARTS, min_size=1, max_size=5).map(lambda parts: "/" + "/".join(parts)),
 )
 DESCRIPTORS = st.builds(
-    ThinDescriptor, st.text(), st.lists(LAYERS, min_size=1, max_size=5).map(tuple), st.text(), st.text()
+    ThinDescriptor,
+    st.text(),
+    st.lists(LAYERS, min_size=1, max_size=5).map(tuple),
+    st.text(),
+    st.text(),
+    st.dictionaries(NAMES, st.integers(0, 10**18 - 1), max_size=3).map(lambda known: tuple(sorted(known.items()))),
 )
 
 
@@ -58,6 +63,23 @@ def test_written_as_documented() -> None:
         "layers": [{"digest": DIGEST, "url": "cvmfs://a.example.org/x"}],
     }
     assert json.loads(format_descriptor(descriptor)) == expected
+
+
+def test_revisions_are_written_as_documented() -> None:
+    layers = (ThinLayer(DIGEST, "a.example.org", "/x"),)
+    descriptor = ThinDescriptor("a/b:1", layers, revisions=(("a.example.org", 17),))
+    assert json.loads(format_descriptor(descriptor))["revisions"] == {"a.example.org": 17}
+    assert (descriptor.revision_of("a.example.org"), descriptor.revision_of("b.example.org")) == (17, 0)
+
+
+@pytest.mark.parametrize(
+    "revisions",
+    [[], 17, {"a.example.org": "17"}, {"a.example.org": True}, {"a.example.org": -1}, {"a.example.org": 10**18},
+     {"../x": 1}, {"a.example.org": 1.5}, None],
+)  # fmt: skip
+def test_wrong_revisions_are_refused(revisions: Any) -> None:
+    with pytest.raises(UserError, match=r"'revisions'"):
+        parse_descriptor(json.dumps(document(revisions=revisions)).encode(), "it")
 
 
 def test_later_versions_of_the_same_major_are_read() -> None:

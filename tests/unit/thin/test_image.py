@@ -15,7 +15,7 @@ from mica.oci.models import Descriptor
 from mica.oci.platforms import Platform
 from mica.oci.source import open_image
 from mica.thin.descriptor import ThinDescriptor, ThinLayer, format_descriptor
-from mica.thin.image import ThinImage, read_thin_descriptor, require_thin, write_thin_image
+from mica.thin.image import ThinImage, read_thin_descriptor, require_thin, write_thin_image, write_thin_index
 
 DESCRIPTOR = ThinDescriptor("docker.io/a/b:1", (ThinLayer("ab" * 32, "a.example.org", "/.layers/ab/x/layerfs"),))
 RUN = {
@@ -46,6 +46,19 @@ def test_same_original_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert write(tmp_path / "one") == first
     assert contents(tmp_path / "one") == contents(tmp_path / "two"), "written twice it is there once"
+
+
+def test_image_without_an_architecture_stays_without(tmp_path: Path) -> None:
+    """An index that says `linux/` is for no machine at all."""
+    thin = ThinImage(DESCRIPTOR, {"config": RUN}, Platform("linux", ""))
+    for _ in range(2):
+        write_thin_image(LayoutWriter(tmp_path / "one"), thin, tag="thin")
+        write_thin_index(LayoutWriter(tmp_path / "two"), [thin, thin], tag="thin")
+    for name in ("one", "two"):
+        assert b"platform" not in b"".join(contents(tmp_path / name).values())
+        for platform in ("linux/amd64", "linux/arm64"):
+            with open_image(f"oci:{tmp_path / name}:thin", platform=platform) as image:
+                assert require_thin(image) == DESCRIPTOR
 
 
 def test_configuration_is_kept_whole(tmp_path: Path) -> None:

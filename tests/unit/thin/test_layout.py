@@ -11,12 +11,14 @@ from mica.thin.layout import (
     chain_ids,
     chain_path,
     chain_target,
+    chained_layer,
     facts_path,
     hex_of,
     image_path,
     layer_path,
-    metadata_image_of_tree,
     metadata_image_path,
+    metadata_image_paths,
+    metadata_images_of_tree,
     tree_path,
 )
 
@@ -35,11 +37,13 @@ def test_layer_is_under_its_first_two_letters() -> None:
 
 
 def test_image_and_facts_lie_beside_the_layer() -> None:
-    assert metadata_image_path(DIGEST) == b"/.layers/ab/" + b"ab" * 32 + b".erofs"
+    assert metadata_image_path(DIGEST, 1) == b"/.layers/ab/" + b"ab" * 32 + b".erofs"
+    assert metadata_image_path(DIGEST, 2) == b"/.layers/ab/" + b"ab" * 32 + b".2.erofs"
+    assert metadata_image_paths(DIGEST) == [metadata_image_path(DIGEST, version) for version in (1, 2)]
     assert facts_path(DIGEST) == b"/.layers/ab/" + b"ab" * 32 + b".json"
-    assert metadata_image_of_tree(tree_path(DIGEST).encode()) == metadata_image_path(DIGEST)
+    assert metadata_images_of_tree(tree_path(DIGEST).encode()) == metadata_image_paths(DIGEST)
     for elsewhere in (b"", b"/", b"/layerfs", b"/.layersx/ab/cd/layerfs", tree_path(DIGEST).encode() + b"/usr"):
-        assert metadata_image_of_tree(elsewhere) is None
+        assert metadata_images_of_tree(elsewhere) == []
 
 
 def test_chain_ids_follow_the_specification() -> None:
@@ -79,3 +83,13 @@ def test_record_is_under_the_image_s_name(name: str, path: str) -> None:
 def test_no_name_leaves_the_images(name: str) -> None:
     with pytest.raises(UserError, match="not an image name"):
         Reference.parse(name)
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "ab" * 32, "sha512:" + "cd" * 64])
+def test_layer_of_a_chain_link(digest: str) -> None:
+    assert chained_layer(chain_target(digest)) == digest
+
+
+@pytest.mark.parametrize("target", [b"", b"../../.layers/ab/ab", b"/.layers/ab/" + b"ab" * 32, b"../" + b"ab" * 32])
+def test_link_of_another_form_is_no_chain_link(target: bytes) -> None:
+    assert chained_layer(target) == ""

@@ -1,6 +1,7 @@
 """Records of images: kept whole, and refused with a sentence when they are damaged."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,3 +71,15 @@ def test_damaged_record_is_refused(data: bytes, word: str) -> None:
         parse_record(data, "The record")
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [None, (), (f"sha256:{DIGEST}",)])
+def test_what_an_index_has_is_read_back(index: tuple[str, ...] | None) -> None:
+    record = replace(RECORD, index=index)
+    assert parse_record(format_record(record), "it") == record
+
+
+@pytest.mark.parametrize("index", ["x", [1], {}, 0])
+def test_an_index_that_is_no_list_is_refused(index: object) -> None:
+    with pytest.raises(UserError, match="list of digests"):
+        parse_record(changed(index=index), "The record")

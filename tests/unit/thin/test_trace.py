@@ -69,7 +69,7 @@ def changed(**values: Any) -> dict[str, Any]:
     ],
 )
 def test_anything_else_is_refused(document: object) -> None:
-    with pytest.raises(UserError, match=r"^the thing is not a trace \("):
+    with pytest.raises(UserError, match=r"^the thing is not a trace: "):
         parse_traces(json.dumps(document).encode(), "the thing")
 
 
