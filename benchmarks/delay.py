@@ -7,8 +7,9 @@ not imitate is slow start: a far server sends a large answer a little slower tha
 """
 
 import asyncio
+import contextlib
+import errno
 import sys
-from collections.abc import Awaitable
 
 _BLOCK = 64 << 10
 
@@ -24,7 +25,11 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, del
             due, data = await queue.get()
             await asyncio.sleep(max(due, earliest) - clock())
             if not data:
-                writer.close()
+                try:
+                    writer.write_eof()
+                except OSError as error:
+                    if error.errno != errno.ENOTCONN:  # reset by the other side, which nothing else has noticed yet
+                        raise
                 return
             writer.write(data)
             await writer.drain()
@@ -35,23 +40,37 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, del
             data = await reader.read(_BLOCK)
             queue.put_nowait((clock() + delay_s, data))
 
-    await _all(deliver(), take())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(deliver())
+        group.create_task(take())
 
 
-async def _all(*work: Awaitable[None]) -> None:
-    try:
-        await asyncio.gather(*work)
-    except ConnectionError:
-        return
+async def _connect(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: tuple[str, int], rtt_s: float
+) -> None:
+    """Both directions of one connection, until both have ended or one broke off."""
+    with contextlib.closing(writer):
+        far_reader, far_writer = await asyncio.open_connection(*target)
+        with contextlib.closing(far_writer):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_carry(reader, far_writer, rtt_s / 2, first_s=rtt_s * 1.5))
+                group.create_task(_carry(far_reader, writer, rtt_s / 2, first_s=0.0))
 
 
-async def _serve(port: int, host: str, host_port: int, rtt_s: float) -> None:
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(host, host_port)
-        await _all(
-            _carry(reader, far_writer, rtt_s / 2, first_s=rtt_s * 1.5),
-            _carry(far_reader, writer, rtt_s / 2, first_s=0.0),
-        )
+async def _serve(port: int, target: tuple[str, int], rtt_s: float) -> None:
+    # The event loop itself refers to its tasks only weakly.
+    connections: set[asyncio.Task[None]] = set()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await _connect(reader, writer, target, rtt_s)
+        except* ConnectionError:
+            pass  # one side has gone, and the other is closed now
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(connect(reader, writer))
+        connections.add(connection)
+        connection.add_done_callback(connections.discard)
 
     server = await asyncio.start_server(accept, port=port)
     await server.serve_forever()
@@ -60,7 +79,7 @@ async def _serve(port: int, host: str, host_port: int, rtt_s: float) -> None:
 def main() -> None:
     port, target, rtt_ms = sys.argv[1:]
     host, _, host_port = target.rpartition(":")
-    asyncio.run(_serve(int(port), host, int(host_port), float(rtt_ms) / 1000))
+    asyncio.run(_serve(int(port), (host, int(host_port)), float(rtt_ms) / 1000))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class _Start(NamedTuple):
 
 
 class _ColdStarts:
-    """An engine of each kind and everything it needs is made anew for every turn; only pull and run are timed."""
+    """An engine of each kind and everything it needs is made again for every turn; only pull and run are timed."""
 
     def __init__(self, link: Link, far: _Far) -> None:
         self._link = link

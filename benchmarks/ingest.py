@@ -1,17 +1,23 @@
 """Publishing an archive beside unpacking it."""
 
 import contextlib
+import hashlib
+import io
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.harness import Pair, row
-from benchmarks.support import FQRN, make_tree, mica, peak_rss_mb, remove, timed, workspace
+from benchmarks.harness import Pair, row, rows
+from benchmarks.support import FQRN, make_tree, make_weights, mica, peak_rss_mb, processor_s, remove, timed, workspace
+from mica.repo.cutting import FINE_RULE, read_pieces
 
 _FILES = 10_000
 _FILE_BYTES = 5_000
+_WEIGHTS_BYTES = 4 << 30
+_CUT_BYTES = 64 << 20
 
 
 def _tar_of(work: Path, files: int, size: int) -> Path:
@@ -43,6 +49,88 @@ def small_files() -> Iterator[Pair]:
             return _FILES / seconds
 
         yield Pair(ours, baseline)
+
+
+@row("ingest.weights_4g", "MB/s")
+@contextlib.contextmanager
+def weights() -> Iterator[Pair]:
+    """A file of 4 GiB as of a model's weights, in a tar, into a fresh repository; `tar -x` of it."""
+    with workspace() as work:
+        (work / "tree").mkdir()
+        make_weights(work / "tree" / "model", _WEIGHTS_BYTES)
+        tar = work / "tree.tar"
+        subprocess.run(["tar", "-cf", tar, "-C", work / "tree", "--remove-files", "model"], check=True)
+        turns = itertools.count()
+
+        def ours() -> float:
+            turn = work / f"turn-{next(turns)}"
+            mica(turn / "state", "repo", "create", FQRN, "--storage", turn / "storage")
+            seconds = mica(turn / "state", "repo", "ingest", FQRN, tar, "/data")
+            remove(turn)
+            return _WEIGHTS_BYTES / seconds / 1e6
+
+        def baseline() -> float:
+            target = work / f"turn-{next(turns)}"
+            target.mkdir()
+            seconds = timed(["tar", "-xf", tar, "-C", target])
+            remove(target)
+            return _WEIGHTS_BYTES / seconds / 1e6
+
+        yield Pair(ours, baseline, repeats=3)
+
+
+@rows(("ingest.weights_cpu", "ingest.programs_cpu"), "s")
+@contextlib.contextmanager
+def small_pieces() -> Iterator[Mapping[str, Pair]]:
+    """Processor time of publishing 256 MiB of weights, and 128 MiB of programs, in the pieces that mica cuts; the same
+    in those of the stock server."""
+    with workspace() as work:
+        for kind in ("weights", "programs"):
+            (work / kind).mkdir()
+        make_weights(work / "weights" / "model", 256 << 20)
+        program = Path(sys.executable).resolve().read_bytes()
+        with (work / "programs" / "program").open("wb") as file:
+            while file.tell() < 128 << 20:
+                file.write(program + b"%d" % file.tell())
+        for kind in ("weights", "programs"):
+            subprocess.run(["tar", "-cf", work / f"{kind}.tar", "-C", work / kind, "."], check=True)
+        turns = itertools.count()
+
+        def spent_s(kind: str, *options: str) -> float:
+            turn = work / f"turn-{next(turns)}"
+            mica(turn / "state", "repo", "create", FQRN, "--storage", turn / "storage", *options)
+            command = [sys.executable, "-m", "mica", "repo", "ingest", FQRN, work / f"{kind}.tar", "/data"]
+            seconds = processor_s(command, MICA_STATE=str(turn / "state"))
+            remove(turn)
+            return seconds
+
+        def pair(kind: str) -> Pair:
+            stock = ("--chunk-sizes", "4096,8192,16384")
+            return Pair(lambda: spent_s(kind), lambda: spent_s(kind, *stock), repeats=3)
+
+        yield {"ingest.weights_cpu": pair("weights"), "ingest.programs_cpu": pair("programs")}
+
+
+@rows(("ingest.cut_weights", "ingest.cut_zeros"), "MB/s")
+@contextlib.contextmanager
+def cutting() -> Iterator[Mapping[str, Pair]]:
+    """Finding the places where a large file is cut, of one processor's time; the SHA-1 of the same bytes."""
+    with workspace() as work:
+        make_weights(work / "weights", _CUT_BYTES)
+        numbers, zeros = (work / "weights").read_bytes(), bytes(_CUT_BYTES)
+
+        def speed(call: Callable[[], object]) -> float:
+            start = time.process_time()
+            call()
+            return _CUT_BYTES / (time.process_time() - start) / 1e6
+
+        def pair(data: bytes) -> Pair:
+            return Pair(
+                lambda: speed(lambda: sum(map(len, read_pieces(io.BytesIO(data), FINE_RULE, len(data))))),
+                lambda: speed(lambda: hashlib.sha1(data)),
+            )
+
+        yield {"ingest.cut_weights": pair(numbers), "ingest.cut_zeros": pair(zeros)}
 
 
 @row("ingest.rss_mb", "MB")

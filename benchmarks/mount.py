@@ -34,6 +34,11 @@ def _make_text(tree: Path) -> None:
     make_tree(tree, _FILES, _FILE_BYTES)
 
 
+def published_text() -> contextlib.AbstractContextManager[tuple[Path, str]]:
+    """A workspace with a repository of 10,000 small files, and its URL."""
+    return _published(_make_text)
+
+
 def _make_gigabyte(tree: Path) -> None:
     tree.mkdir()
     make_large_file(tree / "large", 1 << 30)
@@ -108,6 +113,21 @@ def read_second() -> Iterator[Pair]:
     """Reading every file once more."""
     with _looking(read_all, again=True) as pair:
         yield pair
+
+
+@row("mount.read_cached", "s")
+@contextlib.contextmanager
+def read_cached() -> Iterator[Pair]:
+    """Reading every file through a new mount, all of them in the node's cache."""
+    with _published(_make_text) as (work, url):
+        with mounted(work, url, cache="cache") as (target, _):
+            read_all(target / "data")
+
+        def ours() -> float:
+            with mounted(work, url, cache="cache") as (target, _):
+                return _seconds(read_all, target / "data")
+
+        yield Pair(ours, lambda: _seconds(read_all, work / "tree"), warm_ups=1)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.support import FQRN, Mounting, public_key, read_all, remove
-from mica.mount.overlay import OverlayOptions, open_overlay, plan_overlay
-from mica.node.client import NodeClient, open_node
-from mica.node.directory import NodeDirectory
-from mica.node.stack import LayerStack
+from mica.daemon.client import NodeClient, open_node
+from mica.dataplane.nodedirectory import NodeDirectory
+from mica.layers.stack import LayerStack
+from mica.union.overlay import open_overlay, plan_overlay
 
 
 @contextlib.contextmanager
@@ -53,8 +53,7 @@ def union(client: NodeClient, descriptor: dict[str, Any], place: Path) -> Iterat
     stack = LayerStack.from_json(client.ask("layers", descriptor=descriptor))
     for name in ("upper", "work", "merged"):
         (place / name).mkdir(parents=True, exist_ok=True)
-    options = OverlayOptions(stack.data, has_stubs=stack.has_stubs)
-    plan = plan_overlay(stack.lower, place / "upper", place / "work", place / "merged", options)
+    plan = plan_overlay(stack.lower, place / "upper", place / "work", place / "merged", stack.options())
     with open_overlay(plan) as merged:
         yield merged
 

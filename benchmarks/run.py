@@ -3,7 +3,9 @@
 import argparse
 
 from benchmarks import (  # noqa: F401 - they register their rows
+    check,
     coldstart,
+    collect,
     convert,
     dataplane,
     docker,
@@ -11,6 +13,10 @@ from benchmarks import (  # noqa: F401 - they register their rows
     metaimage,
     mount,
     node,
+    replicate,
+    status,
+    storage,
+    workers,
 )
 from benchmarks.harness import keep, run_rows, show
 

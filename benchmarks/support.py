@@ -3,9 +3,9 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import loops
 from benchmarks.harness import Pair
-from mica.mount.overlay import open_overlay, plan_overlay
+from mica.union.overlay import open_overlay, plan_overlay
 
 FQRN = "bench.example.org"
 Mounting = Callable[[], AbstractContextManager[Path]]
@@ -37,23 +37,44 @@ def timed(command: list[str | Path], **environment: str) -> float:
     return time.perf_counter() - start
 
 
-def mica(state: Path, *arguments: str | Path) -> float:
-    """Seconds of one of our commands."""
-    return timed([sys.executable, "-m", "mica", *arguments], MICA_STATE=str(state))
-
-
-def peak_rss_mb(command: list[str | Path], **environment: str) -> float:
-    """Peak resident memory of a command, in MB."""
+def processor_s(command: list[str | Path], **environment: str) -> float:
+    """Seconds of processors' time of a command that has to succeed: on a busy machine they say more."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, [str(part) for part in command])
-    return _mb(usage)
+    return usage.ru_utime + usage.ru_stime
 
 
-def _mb(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss * 1024 / 1e6
+def mica(state: Path, *arguments: str | Path) -> float:
+    """Seconds of one of our commands."""
+    return timed([sys.executable, "-m", "mica", *arguments], MICA_STATE=str(state))
+
+
+_PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def timed_peak(command: list[str | Path], **environment: str) -> tuple[float, float]:
+    """Seconds of a command, and its peak memory as `peak_rss_mb` has it."""
+    start = time.perf_counter()
+    peak = peak_rss_mb(command, **environment)
+    return time.perf_counter() - start, peak
+
+
+def peak_rss_mb(command: list[str | Path], **environment: str) -> float:
+    """Peak resident memory of a command, in MB.
+
+    A program's high-water mark begins with that of whoever started it (setmax_mm_hiwater_rss in exec(2)), who here may
+    have held gigabytes. So a small interpreter starts it, and asks.
+    """
+    asking = [sys.executable, "-I", "-S", "-c", _PEAK, *command]
+    done = subprocess.run(asking, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    return int(done.stdout) * 1024 / 1e6
 
 
 @contextlib.contextmanager
@@ -87,6 +108,24 @@ def nginx_command(work: Path, port: int) -> list[str | Path]:
 
 
 @contextlib.contextmanager
+def nginx_served(work: Path) -> Iterator[str]:
+    """URL of the repository in `work/storage`, served by nginx on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with subprocess.Popen(nginx_command(work, port)) as server:
+        try:
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}/cvmfs/{FQRN}"
+        finally:
+            server.terminate()
+
+
+@contextlib.contextmanager
 def mounted(work: Path, url: str, *options: str, cache: str) -> Iterator[tuple[Path, int]]:
     """The repository mounted from a URL; mount point and process id of its server."""
     target = work / "mnt"
@@ -111,6 +150,19 @@ def make_large_file(path: Path, size_bytes: int) -> None:
     content = random.Random(1)
     with path.open("wb") as file:
         file.writelines(content.randbytes(1 << 20) for _ in range(size_bytes >> 20))
+
+
+def make_weights(path: Path, size_bytes: int) -> None:
+    """Numbers of two bytes as models have them (bfloat16): random mantissas, few exponents; the same for the same
+    size."""
+    content = random.Random(2)
+    exponents = bytes(0x3C - (byte & -byte).bit_length() + (byte & 0x80) for byte in range(256))
+    numbers = bytearray(1 << 20)
+    with path.open("wb") as file:
+        for _ in range(size_bytes >> 20):
+            numbers[0::2] = content.randbytes(1 << 19)
+            numbers[1::2] = content.randbytes(1 << 19).translate(exponents)
+            file.write(numbers)
 
 
 def printed_seconds(command: list[str | Path]) -> float:

@@ -113,7 +113,8 @@ def measure(image: DemoImage) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """The table."""
     share = result["transferred_bytes"] / result["compressed_bytes"]
-    table = Table("", "", box=SIMPLE_HEAD, show_header=False, title="Rscript in a container, nothing downloaded before")
+    print("Rscript in a container, nothing downloaded before:")
+    table = Table("", "", box=SIMPLE_HEAD, show_header=False)
     for name, value in (
         ("image, unpacked", f"{result['image_bytes'] / 1e6:.1f} MB"),
         ("image, compressed", f"{result['compressed_bytes'] / 1e6:.1f} MB"),

@@ -62,6 +62,7 @@ _WITHOUT = (
     "var/log/bootstrap.log",
     "var/log/dpkg.log",
 )
+_TOLD_CHARACTERS = 4000
 _DEFAULT_EPOCH_S = 1_735_689_600  # 2025-01-01; SOURCE_DATE_EPOCH overrides it
 
 
@@ -86,7 +87,7 @@ class DemoImage:
 def build(layout: Path = IMAGE_DIRECTORY) -> DemoImage:
     """The image in this directory, built if it is not there or was built by other code.
 
-    Raises subprocess.CalledProcessError, with mmdebstrap's own words on stderr."""
+    Raises subprocess.CalledProcessError, with the end of what mmdebstrap said on stderr; files beside have the rest."""
     layout.parent.mkdir(parents=True, exist_ok=True)
     facts_path = layout.with_name(f"{layout.name}.json")
     key = _key()
@@ -94,6 +95,7 @@ def build(layout: Path = IMAGE_DIRECTORY) -> DemoImage:
         known = _read_facts(facts_path, layout, key)
         if known is not None:
             return known
+        print("Making an image of Debian with R and Python, once: about a minute", flush=True)
         started = time.monotonic()
         shutil.rmtree(layout, ignore_errors=True)
         with _work_directory(layout.with_name(f"{layout.name}.work")) as work:
@@ -195,7 +197,14 @@ def _bootstrap(work: Path, name: str, packages: tuple[str, ...]) -> None:
         SUITE, str(work / name), *([str(sources)] if sources.stat().st_size else []),
     ]  # fmt: skip
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(_epoch_s())}
-    subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    log = work.with_name(f"image-{name}.log")
+    with log.open("wb") as said:
+        done = subprocess.run(
+            command, check=False, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+        )
+    if done.returncode:
+        sys.stderr.write(log.read_text("utf-8", "replace")[-_TOLD_CHARACTERS:])
+        done.check_returncode()
 
 
 # With SOURCE_DATE_EPOCH set, packages compile Python modules so that every import reads the source too and hashes it.
