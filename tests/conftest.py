@@ -1,5 +1,5 @@
-"""What holds for every test: nothing is left behind (mounts, processes, namespaces' files), and no program is started
-from or in what the same process serves."""
+"""What holds for every test: nothing is left behind (threads, mounts, processes, namespaces' files), and no program is
+started from or in what the same process serves."""
 
 import os
 import signal
@@ -47,6 +47,22 @@ def same_noise(request: pytest.FixtureRequest) -> None:
     from tests.support import noise  # after the registration above
 
     noise.begin(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """After a test there is no thread that was not there before: the next test could not fork a server process. Threads
+    that a product ends without waiting for them get time to end."""
+    from tests.support.waiting import eventually  # after the registration above
+
+    before = set(threading.enumerate())
+
+    def left() -> list[str]:
+        return sorted(thread.name for thread in set(threading.enumerate()) - before)
+
+    yield
+    nothing_is_left = eventually(lambda: not left(), patience_s=30)
+    assert nothing_is_left, f"threads left behind: {', '.join(left())}"
 
 
 @pytest.fixture(autouse=True)

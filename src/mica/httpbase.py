@@ -41,7 +41,7 @@ class TcpHandler(Handler):
 
 
 class TcpServer(http.server.ThreadingHTTPServer):
-    """Serves until `shutdown`."""
+    """Serves until `shutdown`; `server_close` then ends the connections that are open."""
 
     scheme = "http"
     daemon_threads = True
@@ -49,6 +49,7 @@ class TcpServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[TcpHandler]) -> None:
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+        self._open: set[socket.socket] = set()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
 
@@ -72,7 +73,26 @@ class TcpServer(http.server.ThreadingHTTPServer):
             except OSError:
                 self.shutdown_request(request)
                 return
+            self._open.discard(request)
+            self._open.add(connection)
             super().process_request_thread(connection, client_address)
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """Called by the thread that `shutdown` waits for, so that `server_close` misses no connection."""
+        assert isinstance(request, socket.socket)
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        assert isinstance(request, socket.socket)
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in self._open.copy():
+            with contextlib.suppress(OSError):  # it ended by itself, or TLS has its own object for it
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the base class names them
         """A client that goes away is not logged; every other error is a fault of mica."""

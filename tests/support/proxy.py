@@ -6,17 +6,17 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.support.httpservers import HttpServer
 
 _DEADLINE_S = 10
 
 
-class RecordingProxy(ThreadingHTTPServer):
+class RecordingProxy(HttpServer):
     """`asked` are `METHOD host:port` as they came; `authorizations` what was sent for the proxy. `status` refuses."""
-
-    daemon_threads = True
 
     def __init__(self, target: str) -> None:
         self.target = target

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from tests.support.httpservers import HttpServer
 from tests.support.tools import need
 
 _START_DEADLINE_S = 20
@@ -191,9 +192,7 @@ def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class _Server(HttpServer):
     def __init__(self, registry: ScriptedRegistry) -> None:
         self.registry = registry
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -10,17 +10,17 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, NamedTuple
+from http.server import BaseHTTPRequestHandler
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from tests.support.httpservers import HttpServer
 from tests.support.s3signature import Credentials, signed
 
 _DEADLINE_S = 60
@@ -82,42 +82,19 @@ class Ignore:
 Fault = Refuse | HangUp | LoseAnswer | Truncate | Delay | Ignore | None
 
 
-class S3Proxy(ThreadingHTTPServer):
+class S3Proxy(HttpServer):
     """`requests` are all that came."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
         self.requests: list[S3Request] = []
         self.fault: Callable[[S3Request], Fault] = lambda request: None
         self.lock = threading.Lock()
-        self._connections: dict[threading.Thread, socket.socket] = {}
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        thread = threading.current_thread()
-        with self.lock:
-            self._connections[thread] = request
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self.lock:
-                del self._connections[thread]
-
-    def hang_up(self) -> None:
-        """End all connections, which clients keep, and wait for their threads: tests that fork may have none."""
-        with self.lock:
-            left = dict(self._connections)
-        for thread, connection in left.items():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                connection.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections that break are part of the tests."""
@@ -236,4 +213,3 @@ def s3_proxy(target: str) -> Iterator[S3Proxy]:
         finally:
             proxy.shutdown()
             thread.join()
-            proxy.hang_up()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.support.httpservers import HttpServer
 from tests.support.waiting import PATIENCE_S
 
 
@@ -36,9 +37,7 @@ class Answer:
     times: int = 1 << 30
 
 
-class WebServer(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
+class WebServer(HttpServer):
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root = root

@@ -1,5 +1,6 @@
 """What all our HTTP servers do with connections: clients go away in silence, faults of ours are told."""
 
+import contextlib
 import http.client
 import logging
 import socket
@@ -80,3 +81,17 @@ def test_connection_that_cannot_begin_is_closed() -> None:
         socket.create_connection(("127.0.0.1", refusing.server_address[1]), timeout=20) as client,
     ):
         assert client.recv(1) == b""
+
+
+def test_a_closed_server_ends_the_connections_that_clients_keep() -> None:
+    with (
+        serving(TcpServer(("127.0.0.1", 0), _Handler)) as server,
+        contextlib.closing(http.client.HTTPConnection(*server.server_address[:2], timeout=20)) as connection,
+    ):
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        kept = connection.sock
+        assert kept is not None
+        server.shutdown()
+        server.server_close()
+        assert kept.recv(1) == b""
