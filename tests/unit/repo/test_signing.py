@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.support.tools import need
 
 from mica.errors import IntegrityError, UserError
@@ -79,3 +79,13 @@ def test_other_public_keys_are_refused(pem: bytes) -> None:
 def test_other_certificates_are_refused(pem: bytes) -> None:
     with pytest.raises(IntegrityError, match="It is not a PEM certificate"):
         parse_certificate(pem, "It")
+
+
+def test_a_private_key_that_signs_for_another_public_one_is_refused() -> None:
+    numbers = KEY.private_numbers()
+    public = rsa.RSAPublicNumbers(numbers.public_numbers.e ^ 512, numbers.public_numbers.n)
+    damaged = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d, numbers.dmp1, numbers.dmq1, numbers.iqmp, public
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    with pytest.raises(UserError, match=r"^The key of x is not an? .*\.$"):
+        parse_private_key(private_pem(damaged), "The key of x")
