@@ -32,13 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         own_mount_table()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share an engine, a node or something of the whole machine run one after the other, in one process."""
-    from tests.support.sharing import group_of
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Tests of one module, or that share an engine, a node or something of the whole machine, run one after the other,
+    in one process. (Marks of pytest-xdist 3.8 do not reach its scheduler from pytest 9.2 on.)"""
+    from tests.support.sharing import GroupScheduling  # after the registration above
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,9 @@
 """What processes that run tests at the same time share, and what each has for itself."""
 
-import os
-from pathlib import Path
-
-import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from mica import linux
 
-_TESTS = Path(__file__).parent.parent
 # Tests that look at, or compete for, what a machine has only one of.
 _GROUPS = {
     "docker": ("engines/test_docker", "engines/test_convert_run", "engines/test_push_run"),
@@ -27,10 +23,12 @@ def own_mount_table() -> None:
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
 
 
-def group_of(item: pytest.Item) -> str:
-    """Tests of one group run one after the other, in one process (`--dist loadgroup`)."""
-    module = os.fspath(item.path.relative_to(_TESTS))
-    for name, beginnings in _GROUPS.items():
-        if module.startswith(beginnings):
-            return name
-    return module
+class GroupScheduling(LoadScopeScheduling):
+    """Gives a whole group of tests to one process. Groups are begun in the order in which their tests were found."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0].removeprefix("tests/")
+        for name, beginnings in _GROUPS.items():
+            if module.startswith(beginnings):
+                return name
+        return module
