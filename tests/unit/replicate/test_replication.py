@@ -542,7 +542,7 @@ def test_what_was_flushed_is_not_read_again(source: Source, run: Callable, tmp_p
     assert record is not None
     assert record.unfinished is not None
     since = record.unfinished
-    store.fail_at(20)
+    store.fail_at(2)  # more than one thread wrote: how much the first run left is not certain
     with pytest.raises(InjectedError):
         run(source.at[6], store, boot=lambda: "before")
     record = home.read()
