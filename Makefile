@@ -6,7 +6,7 @@ BIN := .venv/bin
 ONLY ?= *
 # Two processes share the tests, because many tests wait. Those of one group stay together (tests/support/sharing.py),
 # in the order of collection: the long ones are begun first.
-PYTEST := $(BIN)/pytest -n 3 --dist loadscope --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 4 --dist loadscope --no-loadscope-reorder
 # Programs that requirements/debian.sh unpacked rather than installed.
 export PATH := $(PATH):/usr/sbin:/sbin:$(CURDIR)/build/debian/usr/bin:$(CURDIR)/build/debian/usr/sbin
 # One import of each package is enough for all the processes that the tests start; and what they print into a pipe is

@@ -16,10 +16,11 @@ from tests.support.seaweed import S3Server, s3_server
 from tests.support.tars import END, member
 from tests.support.webserver import serving
 from tests.support.webservers import WEB_SERVERS, free_port
+from tests.support.zygote import Zygote, zygote
 
 from mica.publish.settings import read_settings
 
-__all__ = ["s3_server"]
+__all__ = ["s3_server", "zygote"]
 
 pytestmark = pytest.mark.engines
 
@@ -90,7 +91,9 @@ def test_a_web_server_is_set_up_for_a_bucket(s3_server: S3Server, server: str) -
         assert checked.code == 0, checked.stdout + checked.stderr
 
 
-def test_killed_at_any_request_it_goes_on(repository: Repository, s3_server: S3Server, tmp_path: Path) -> None:
+def test_killed_at_any_request_it_goes_on(
+    repository: Repository, s3_server: S3Server, zygote: Zygote, tmp_path: Path
+) -> None:
     """The present storage works until the settings name the other one, which then is complete."""
     directory = tmp_path / "directory"
     killed = 0
@@ -98,7 +101,8 @@ def test_killed_at_any_request_it_goes_on(repository: Repository, s3_server: S3S
 
         def run(target: str, number: int) -> int:
             arguments = ["repo", "move", FQRN, target, *s3_arguments(s3_server, proxy.endpoint)]
-            return run_until_request(proxy, [*arguments, "--state", str(repository.state)], number)
+            arguments += ["--state", str(repository.state)]
+            return run_until_request(proxy, zygote, arguments, number, tmp_path / "output")
 
         def assert_whole() -> None:
             storage = read_settings(repository.state, FQRN).storage

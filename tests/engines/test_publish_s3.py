@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from tests.support.seaweed import READER, WRITER, S3Server, s3_server
 from tests.support.tars import END, member
 from tests.support.tools import need
 from tests.support.waiting import eventually
+from tests.support.zygote import Process, Zygote, zygote
 
 from mica.digest import Suffix
 from mica.errors import LostRaceError, MicaError, TemporaryError
@@ -37,7 +37,7 @@ from mica.publish.transaction import REFLOG
 from mica.repo.manifest import NAME as MANIFEST
 from mica.store.opening import open_store
 
-__all__ = ["s3_server"]
+__all__ = ["s3_server", "zygote"]
 
 pytestmark = pytest.mark.engines
 
@@ -262,15 +262,9 @@ def test_a_server_that_fails_for_good_from_any_request_on(
 
 # Killed
 
-CHILD = """
-import sys
-from mica.cli.main import run_app
-sys.exit(run_app(["repo", "ingest", *sys.argv[1:3], "/data/new", "--catalog", "--state", sys.argv[3]]))
-"""
-
 
 def test_killed_at_any_request_leaves_the_old_revision_or_the_new_one(
-    repository: S3Repository, proxy: S3Proxy, tmp_path: Path
+    repository: S3Repository, proxy: S3Proxy, zygote: Zygote, tmp_path: Path
 ) -> None:
     """Before the request reaches the server, or after it was carried out."""
     repository.by(proxy.endpoint)
@@ -282,7 +276,7 @@ def test_killed_at_any_request_leaves_the_old_revision_or_the_new_one(
         proxy.requests.clear()
         started = threading.Event()
         dead = threading.Event()
-        process: subprocess.Popen[bytes] | None = None
+        process: Process | None = None
 
         def kill(request: S3Request) -> Fault:
             started.wait(60)
@@ -295,8 +289,8 @@ def test_killed_at_any_request_leaves_the_old_revision_or_the_new_one(
             return LoseAnswer() if late else HangUp()
 
         proxy.fault = kill
-        arguments = [FQRN, str(archive), str(repository.state)]
-        process = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.DEVNULL)
+        arguments = [FQRN, archive, "/data/new", "--catalog", "--state", repository.state]
+        process = zygote.start("repo", "ingest", *arguments, output=tmp_path / "output")
         started.set()
         code = process.wait(120)
         proxy.fault = lambda request: None

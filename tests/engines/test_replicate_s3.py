@@ -13,10 +13,11 @@ from tests.support.s3proxy import Fault, HangUp, LoseAnswer, Refuse, S3Proxy, S3
 from tests.support.seaweed import S3Server, s3_server
 from tests.support.tars import END, member
 from tests.support.webserver import WebServer, serving
+from tests.support.zygote import Zygote, zygote
 
 from mica.store.opening import open_store
 
-__all__ = ["s3_server"]
+__all__ = ["s3_server", "zygote"]
 
 pytestmark = pytest.mark.engines
 KILLS = 30
@@ -65,14 +66,14 @@ def check(repository: Repository, storage: str, server: S3Server, tmp_path: Path
 
 
 def test_killed_at_any_request_it_goes_on(
-    repository: Repository, web: WebServer, s3_server: S3Server, proxy: S3Proxy, tmp_path: Path
+    repository: Repository, web: WebServer, s3_server: S3Server, proxy: S3Proxy, zygote: Zygote, tmp_path: Path
 ) -> None:
     storage, state = s3_server.new_storage(FQRN), tmp_path / "state"
     command = arguments(repository, web, storage, s3_server, proxy.endpoint)
 
     def run(number: int) -> int:
         """Kill it at its request of this number, which sometimes arrives."""
-        return run_until_request(proxy, [*command, "--state", str(state)], number)
+        return run_until_request(proxy, zygote, [*command, "--state", str(state)], number, tmp_path / "output")
 
     killed, shown = 0, set()
     for revision in (2, 3):

@@ -10,18 +10,18 @@ import contextlib
 import http.client
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from tests.support.httpservers import HttpServer
 from tests.support.s3signature import Credentials, signed
+from tests.support.zygote import Process, Zygote
 
 _DEADLINE_S = 60
 
@@ -90,6 +90,8 @@ class S3Proxy(HttpServer):
         self.requests: list[S3Request] = []
         self.fault: Callable[[S3Request], Fault] = lambda request: None
         self.lock = threading.Lock()
+        # SeaweedFS takes a second to decide between clients of the same moment; one at a time is done at once.
+        self.conditional = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -129,7 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Delay):
             time.sleep(fault.seconds)
         headers = _without(headers, fault, self) if isinstance(fault, Ignore) else headers
-        with contextlib.closing(http.client.HTTPConnection(self.server.target, timeout=_DEADLINE_S)) as connection:
+        with (
+            self.server.conditional if headers.keys() & {"if-match", "if-none-match"} else contextlib.nullcontext(),
+            contextlib.closing(http.client.HTTPConnection(self.server.target, timeout=_DEADLINE_S)) as connection,
+        ):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in headers.items():
                 connection.putheader(name, value)
@@ -177,13 +182,10 @@ def _without(headers: dict[str, str], fault: Ignore, request: BaseHTTPRequestHan
     return left | signed(fault.credentials, request.command, request.path, headers["host"], payload)
 
 
-_COMMAND: Final = "import sys; from mica.cli.main import run_app; sys.exit(run_app(sys.argv[1:]))"
-
-
-def run_until_request(proxy: S3Proxy, arguments: Sequence[str], number: int) -> int:
+def run_until_request(proxy: S3Proxy, zygote: Zygote, arguments: Sequence[str], number: int, output: Path) -> int:
     """Run a command and kill it at its request of this number, which sometimes arrives. Returns its exit code."""
     started = threading.Event()
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     begin = len(proxy.requests)
 
     def kill(request: S3Request) -> Fault:
@@ -194,9 +196,7 @@ def run_until_request(proxy: S3Proxy, arguments: Sequence[str], number: int) -> 
         return LoseAnswer() if number % 2 and request.number - begin == number else HangUp()
 
     proxy.fault = kill
-    process = subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = zygote.start(*arguments, output=output)
     started.set()
     code = process.wait(120)
     proxy.fault = lambda request: None

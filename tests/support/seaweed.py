@@ -102,6 +102,9 @@ def real_s3(directory: Path) -> Iterator[S3Server]:
     data.mkdir(parents=True)
     config = directory / "s3.json"
     config.write_text(json.dumps(_IDENTITIES))
+    # By default seven volumes are made one after the other before the first object can be written.
+    (directory / ".seaweedfs").mkdir()
+    (directory / ".seaweedfs" / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
     # Nothing else listens between the choice and the start, but another server of the same kind may: hence the retries.
     for attempt in range(5):
         ports = _free_ports(8)

@@ -4,7 +4,8 @@
         worker = zygote.start("worker", "--commit", state=state, output=path)
         worker.kill(); worker.code()
 
-They end with the block, whatever they do.
+They end with the block, whatever they do. `run_script` runs a program text in the same way and waits for it. Tests that
+kill many of them share the fixture `zygote`.
 """
 
 import json
@@ -12,20 +13,28 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
+Finished = subprocess.CompletedProcess[str]
+
 _PROGRAM = """
-import ctypes, json, os, signal, sys
-import mica.cli.main, mica.cli.queues, mica.cli.registries, mica.cli.bars
+import ctypes, json, os, signal, sys, time
+import mica.cli.main, mica.cli.queues, mica.cli.registries, mica.cli.bars, mica.cli.replicate, mica.cli.repomove
+import mica.cli.repo
+import mica.collect.collection, mica.replicate.replication, mica.publish.ingest, mica.publish.moving
 import mica.convert.converter, mica.jobs.committer, mica.jobs.making, mica.jobs.tasks, mica.oci.registry
 import psycopg
 from mica.signals import exit_program
 libc = ctypes.CDLL(None)
 
-def start(arguments, environment, output):
+def start(arguments, environment, output, script):
     child = os.fork()
     if child:
         return child
@@ -36,7 +45,18 @@ def start(arguments, environment, output):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(environment)
     sys.argv = ["mica", *arguments]
-    exit_program(mica.cli.main.run_command(arguments))
+    if script is None:
+        exit_program(mica.cli.main.run_command(arguments))
+    exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})
+    sys.exit()
+
+def wait(child, seconds):
+    deadline = time.monotonic() + seconds
+    while (code := look(child)) is None:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    return code
 
 def look(child):
     found, status = os.waitpid(child, os.WNOHANG)
@@ -45,7 +65,7 @@ def look(child):
 print("ready", flush=True)
 for line in sys.stdin:
     name, *values = json.loads(line)
-    answer = start(*values) if name == "start" else look(*values)
+    answer = {"start": start, "look": look, "wait": wait}[name](*values)
     print(json.dumps(answer), flush=True)
 """
 
@@ -98,7 +118,17 @@ class Zygote:
     def start(self, *arguments: str | Path, output: Path, **environment: str | Path) -> Process:
         output.touch()  # it may be killed before it does so
         values = {name: str(value) for name, value in environment.items()}
-        return Process(self, self.ask("start", [*map(str, arguments)], values, str(output)), output)
+        return Process(self, self.ask("start", [*map(str, arguments)], values, str(output), None), output)
+
+    def run_script(
+        self, script: str, *arguments: str | Path, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Its output and its errors are one text. Killed after `timeout_s`; nothing else can be asked meanwhile."""
+        with tempfile.NamedTemporaryFile(prefix="mica-test-") as output:
+            pid = self.ask("start", [*map(str, arguments)], {}, output.name, script)
+            code = self.ask("wait", pid, timeout_s)
+            text = output.read().decode("utf-8", "replace")
+        return subprocess.CompletedProcess([*map(str, arguments)], code, text, text)
 
     def ask(self, *values: Any) -> Any:
         assert self._process.stdin is not None
@@ -106,3 +136,9 @@ class Zygote:
         self._process.stdin.write(json.dumps(values) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as made:
+        yield made

@@ -2,16 +2,17 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.support.garbage import check_complete, objects_in, wanted_objects, work_files
 from tests.support.repositories import FQRN, Repository, findings, ingest, make_repository
 from tests.support.tars import END, member
+from tests.support.zygote import Finished, Zygote, zygote
 
 from mica.publish.tags import add_tag
+
+__all__ = ["zygote"]
 
 pytestmark = pytest.mark.system
 POINTS = 40
@@ -51,9 +52,9 @@ print(seen)
 """
 
 
-def collect(repository: Repository, n: int) -> subprocess.CompletedProcess[str]:
+def collect(zygote: Zygote, repository: Repository, n: int) -> Finished:
     arguments = [str(repository.state), str(repository.storage), repository.fqrn, str(n)]
-    return subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=120)
+    return zygote.run_script(CHILD, *arguments, timeout_s=120)
 
 
 @pytest.fixture
@@ -77,22 +78,22 @@ def copied(template: Repository, place: Path) -> Repository:
 
 
 def test_killed_anywhere_breaks_nothing_and_the_next_collection_does_the_rest(
-    template: Repository, tmp_path: Path
+    zygote: Zygote, template: Repository, tmp_path: Path
 ) -> None:
-    counted = collect(copied(template, tmp_path / "counted"), 0)
+    counted = collect(zygote, copied(template, tmp_path / "counted"), 0)
     assert counted.returncode == 0, counted.stderr
     total = int(counted.stdout.split()[-1])
     assert total >= POINTS, f"only {total} points"
     killed = 0
     for n in sorted({1 + number * (total - 1) // (POINTS - 1) for number in range(POINTS)}):
         repository = copied(template, tmp_path / "killed")
-        result = collect(repository, n)
+        result = collect(zygote, repository, n)
         killed += result.returncode == -signal.SIGKILL
         with repository.manager() as manager:
             check_complete(manager)
         wrong = [one for one in findings(repository, tmp_path) if one.severity == "error"]
         assert not wrong, f"killed at {n} of {total}: {wrong[0]}"
-        assert collect(repository, 0).returncode == 0
+        assert collect(zygote, repository, 0).returncode == 0
         with repository.manager() as manager:
             check_complete(manager)
             assert objects_in(manager.store) == wanted_objects(manager), f"killed at {n} of {total}"

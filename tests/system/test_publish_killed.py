@@ -1,14 +1,15 @@
 """Publishing killed with SIGKILL at many points: the repository stays valid, what readers see is old or new, whole."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.support.noise import noise
 from tests.support.repositories import FQRN, Repository, findings, ingest, make_repository, read_back
 from tests.support.tars import END, member
+from tests.support.zygote import Finished, Zygote, zygote
+
+__all__ = ["zygote"]
 
 pytestmark = pytest.mark.system
 POINTS = 40
@@ -38,9 +39,9 @@ sys.exit(code)
 """
 
 
-def publish(repository: Repository, archive: Path, n: int) -> subprocess.CompletedProcess[str]:
+def publish(zygote: Zygote, repository: Repository, archive: Path, n: int) -> Finished:
     arguments = [FQRN, str(repository.state), str(repository.storage), str(archive), str(n)]
-    return subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=60)
+    return zygote.run_script(CHILD, *arguments)
 
 
 def archive_of(label: str) -> bytes:
@@ -57,13 +58,13 @@ def leftovers(repository: Repository) -> list[Path]:
     return [path for path in places if path.is_file() and (path.suffix == ".tmp" or {"txn", "work"} & set(path.parts))]
 
 
-def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) -> None:
+def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(zygote: Zygote, tmp_path: Path) -> None:
     archive = tmp_path / "new.tar"
     archive.write_bytes(archive_of("new"))
     counted = make_repository(tmp_path / "counted")
     ingest(counted, archive_of("old"), b"/data")
     before = read_back(counted, tmp_path / "cache-counted")
-    whole = publish(counted, archive, 0)
+    whole = publish(zygote, counted, archive, 0)
     assert whole.returncode == 0, whole.stderr
     total = int(whole.stdout.split()[-1])
     assert total >= POINTS, f"only {total} points"
@@ -78,7 +79,7 @@ def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) 
     points = sorted(spread | set(range(max(1, total - LAST_POINTS), total + 1)))
     killed = 0
     for n in points:
-        result = publish(repository, archive, n)
+        result = publish(zygote, repository, archive, n)
         killed += result.returncode == -signal.SIGKILL
         found = read_back(repository, tmp_path / f"cache-{n}")
         wrong = [finding for finding in findings(repository, tmp_path) if finding.severity == "error"]
@@ -87,6 +88,6 @@ def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) 
             break
         assert found == old, f"killed at {n} of {total}: neither the old revision nor the new one"
     assert killed >= 20
-    assert publish(repository, archive, 0).returncode == 0
+    assert publish(zygote, repository, archive, 0).returncode == 0
     assert set(read_back(repository, tmp_path / "cache-last")) == after
     assert not leftovers(repository)

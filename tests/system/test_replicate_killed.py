@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,11 @@ from tests.support.replicas import broken_catalogs, errors_in, shown_revision
 from tests.support.repositories import FQRN, Repository, ingest, make_repository
 from tests.support.tars import END, member
 from tests.support.webserver import serving
+from tests.support.zygote import Finished, Zygote, zygote
 
 from mica.store.local import LocalStore
+
+__all__ = ["zygote"]
 
 pytestmark = pytest.mark.system
 POINTS = 36
@@ -45,10 +46,10 @@ sys.exit(code)
 """
 
 
-def replicate(repository: Repository, url: str, place: Path, n: int = 0) -> subprocess.CompletedProcess[str]:
+def replicate(zygote: Zygote, repository: Repository, url: str, place: Path, n: int = 0) -> Finished:
     key = repository.keys / f"{FQRN}.pub"
     arguments = [FQRN, url, str(place / "replica"), str(key), str(place / "state"), str(n)]
-    return subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=60)
+    return zygote.run_script(CHILD, *arguments)
 
 
 def archive(label: str) -> bytes:
@@ -63,17 +64,17 @@ def leftovers(place: Path) -> list[Path]:
     return [path for path in files if path.suffix == ".tmp" or path.parent.name in {"txn", "work"}]
 
 
-def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) -> None:
+def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(zygote: Zygote, tmp_path: Path) -> None:
     repository = make_repository(tmp_path / "source")
     ingest(repository, archive("old"), b"/old", nested=True)
     start = tmp_path / "start"
     with serving(repository.storage) as server:
-        assert replicate(repository, server.url, start).returncode == 0
+        assert replicate(zygote, repository, server.url, start).returncode == 0
         ingest(repository, archive("new"), b"/new", nested=True)
         ingest(repository, archive("newest"), b"/newest", nested=True)
         counted = tmp_path / "counted"
         shutil.copytree(start, counted)
-        whole = replicate(repository, server.url, counted)
+        whole = replicate(zygote, repository, server.url, counted)
         assert whole.returncode == 0, whole.stderr
         total = int(whole.stdout.split()[-1])
         assert total >= POINTS, f"only {total} points"
@@ -83,12 +84,12 @@ def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) 
         for n in sorted(spread | set(range(total - LAST_POINTS, total + 1))):
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(start, place)
-            killed += replicate(repository, server.url, place, n).returncode == -signal.SIGKILL
+            killed += replicate(zygote, repository, server.url, place, n).returncode == -signal.SIGKILL
             with LocalStore(place / "replica") as store:
                 shown.add(shown_revision(store))
                 assert errors_in(store, [repository.master_key], tmp_path) == [], f"killed at {n} of {total}"
                 assert broken_catalogs(store) == [], f"killed at {n} of {total}"
-            again = replicate(repository, server.url, place)
+            again = replicate(zygote, repository, server.url, place)
             assert again.returncode == 0, again.stderr
             with LocalStore(place / "replica") as store:
                 assert shown_revision(store) == 4
@@ -99,22 +100,22 @@ def test_killed_anywhere_leaves_the_old_revision_or_the_new_one(tmp_path: Path) 
         assert shown == {2, 4}
 
 
-def test_killed_in_the_first_replication(tmp_path: Path) -> None:
+def test_killed_in_the_first_replication(zygote: Zygote, tmp_path: Path) -> None:
     """There is no replica until it is whole, and what was copied is not fetched again."""
     repository = make_repository(tmp_path / "source")
     ingest(repository, archive("old"), b"/old", nested=True)
     with serving(repository.storage) as server:
-        counted = replicate(repository, server.url, tmp_path / "counted")
+        counted = replicate(zygote, repository, server.url, tmp_path / "counted")
         total = int(counted.stdout.split()[-1])
         place = tmp_path / "place"
         for n in (total // 4, total // 3, total // 2):
-            replicate(repository, server.url, place, n)
+            replicate(zygote, repository, server.url, place, n)
             with LocalStore(place / "replica") as store:
                 assert shown_revision(store) == 0
                 assert broken_catalogs(store) == []
         there = {f"/{path.relative_to(place / 'replica')}" for path in (place / "replica/data").glob("??/*")}
         server.requests.clear()
-        assert replicate(repository, server.url, place).returncode == 0
+        assert replicate(zygote, repository, server.url, place).returncode == 0
         certificates = {path for path in there if path.endswith("X")}
         assert there - certificates
         assert not (there - certificates) & set(server.requests)
