@@ -146,8 +146,8 @@ def test_layer_that_unpacks_to_too_much_is_refused(repository: Repository, tmp_p
     bomb = make_sample([make_tar({"zeros": bytes(1 << 20)}) * 1])
     huge = tmp_path / "huge.tar"
     with huge.open("wb") as file:
-        file.write(header(b"zeros", size=b"%011o\0" % (3 << 30)))
-        file.truncate((3 << 30) + 1536)
+        file.write(header(b"zeros", size=b"%011o\0" % (9 << 27)))
+        file.truncate((9 << 27) + 1536)
     packed = subprocess.run(["gzip", "-1", "-c", huge], capture_output=True, check=True).stdout
     tar_digest = subprocess.run(["sha256sum", huge], capture_output=True, check=True).stdout.split()[0].decode()
     huge.unlink()
