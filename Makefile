@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ONLY ?= *
-# Two processes share the tests, because many tests wait. Those of one group stay together (tests/support/sharing.py),
+# Four processes share the tests, because many tests wait. Those of one group stay together (tests/support/sharing.py),
 # in the order of collection: the long ones are begun first.
 PYTEST := $(BIN)/pytest -n 4 --dist loadscope --no-loadscope-reorder
 # Programs that requirements/debian.sh unpacked rather than installed.

@@ -1,6 +1,7 @@
 """What holds for every test: nothing is left behind (threads, mounts, processes, namespaces' files), and no program is
 started from or in what the same process serves."""
 
+import gc
 import os
 import signal
 import sys
@@ -39,6 +40,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     from tests.support.sharing import GroupScheduling  # after the registration above
 
     return GroupScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """The tests themselves stay: whoever looks for garbage, here or in a process that a test forks, need not look at
+    thousands of them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
