@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALWAYS_THERE = {("tar", "tar"), ("cp", "coreutils"), ("setpriv", "util-linux"), ("unshare", "util-linux")}
 NOT_BY_NEED = {
     ("initdb|lib:15/bin/initdb|lib:17/bin/initdb", "postgresql-15|postgresql-17"),  # out of the path: support/queues.py
+    ("lib:libpq.so.5", "libpq5"),  # initdb's
     ("python:ensurepip", "python3-venv"),
     ("lib:libsubid.so.4|lib:libsubid.so.5", "libsubid4|libsubid5"),  # podman's
     ("lib:libglib-2.0.so.0", "libglib2.0-0|libglib2.0-0t64"),  # conmon's

@@ -104,4 +104,4 @@ def test_from_a_registry_to_a_running_container(plugin: Path, work: Path, image:
             # The engine gives a plugin ten seconds to end, then it kills it.
             assert time.monotonic() - started < 9
             docker("plugin", "rm", "-f", name)
-    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{work}/d/data" in line]
+    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{work}/d/data/" in line]

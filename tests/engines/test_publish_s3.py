@@ -288,12 +288,12 @@ def test_killed_at_any_request_leaves_the_old_revision_or_the_new_one(
             dead.set()
             return LoseAnswer() if late else HangUp()
 
-        proxy.fault = kill
+        proxy.fault, proxy.reads_first = kill, True
         arguments = [FQRN, archive, "/data/new", "--catalog", "--state", repository.state]
         process = zygote.start("repo", "ingest", *arguments, output=tmp_path / "output")
         started.set()
         code = process.wait(120)
-        proxy.fault = lambda request: None
+        proxy.fault, proxy.reads_first = lambda request: None, False
         return code
 
     def has_number(number: int, request: S3Request) -> bool:

@@ -83,12 +83,14 @@ Fault = Refuse | HangUp | LoseAnswer | Truncate | Delay | Ignore | None
 
 
 class S3Proxy(HttpServer):
-    """`requests` are all that came."""
+    """`requests` are all that came. A fault that kills the sender sets `reads_first`: else the rest of the body is lost
+    with it."""
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
         self.requests: list[S3Request] = []
         self.fault: Callable[[S3Request], Fault] = lambda request: None
+        self.reads_first = False
         self.lock = threading.Lock()
         # SeaweedFS takes a second to decide between clients of the same moment; one at a time is done at once.
         self.conditional = threading.Lock()
@@ -119,12 +121,16 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = S3Request(number, self.command, key, query, headers, size)
             self.server.requests.append(request)
+        body = self.rfile.read(size) if self.server.reads_first else None
         fault = self.server.fault(request)
+        if isinstance(fault, HangUp) and body is not None:
+            self.close_connection = True
+            return
         if isinstance(fault, HangUp):
             self.rfile.read(size if fault.after_bytes is None else min(size, fault.after_bytes))
             self.close_connection = True
             return
-        body = self.rfile.read(size)
+        body = self.rfile.read(size) if body is None else body
         if isinstance(fault, Refuse):
             self._refuse(fault)
             return
@@ -195,11 +201,11 @@ def run_until_request(proxy: S3Proxy, zygote: Zygote, arguments: Sequence[str], 
         os.kill(process.pid, signal.SIGKILL)
         return LoseAnswer() if number % 2 and request.number - begin == number else HangUp()
 
-    proxy.fault = kill
+    proxy.fault, proxy.reads_first = kill, True
     process = zygote.start(*arguments, output=output)
     started.set()
     code = process.wait(120)
-    proxy.fault = lambda request: None
+    proxy.fault, proxy.reads_first = lambda request: None, False
     return code
 
 

