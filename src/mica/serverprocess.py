@@ -251,20 +251,8 @@ def start_server_process(serve: Serve, name: str = "server process") -> ServerPr
 
     Raises RuntimeError in a process with threads: the child would have their locks without them.
     """
-    if threading.active_count() != 1:
-        raise RuntimeError(f"The {name} cannot be forked from a process with {threading.active_count()} threads.")
-    ours, theirs = socket.socketpair()
-    with theirs:
-        # Signals that come between the fork and the child's own settings wait until these are made.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            pid = os.fork()
-            if not pid:
-                _run_child(serve, theirs, ours)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    _ours.add(ours)
-    return ServerProcess(name, pid, ours)
+    with _started(serve, name) as server:
+        return server
 
 
 def run_in_child(call: Callable[[], Any]) -> Any:
@@ -273,7 +261,8 @@ def run_in_child(call: Callable[[], Any]) -> Any:
 
     Raises the MicaError that it raised.
     """
-    return start_server_process(lambda _: call()).join()
+    with _started(lambda _: call(), "server process") as server:
+        return server.join()
 
 
 @contextlib.contextmanager
@@ -282,13 +271,40 @@ def open_server_process(serve: Serve, name: str = "server process", *, wait: boo
 
     Raises the error with which the child failed before that.
     """
-    server = start_server_process(serve, name)
+    with _started(serve, name) as server:
+        try:
+            if wait:
+                server.wait_until_ready()
+            yield server
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _started(serve: Serve, name: str) -> Iterator[ServerProcess]:
+    """A child that is killed if the block fails, as by Ctrl-C. No signal comes between the fork and the block: else the
+    child would work on while its caller removes the directory that it works in."""
+    if threading.active_count() != 1:
+        raise RuntimeError(f"The {name} cannot be forked from a process with {threading.active_count()} threads.")
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # The child's own settings are made before it takes a signal, too.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if not pid:
+                _run_child(serve, theirs, ours)
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise
+    _ours.add(ours)
+    server = ServerProcess(name, pid, ours)
     try:
-        if wait:
-            server.wait_until_ready()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield server
-    finally:
-        server.stop()
+    except BaseException:
+        server.kill()
+        raise
 
 
 def _run_child(serve: Serve, link: socket.socket, theirs: socket.socket) -> Never:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import pytest
+
 HEAD = """
 import json, os, signal, sys, time
 from mica.errors import *
@@ -266,3 +268,32 @@ thread.join()
     told = "The server of tests cannot be forked from a process with 2 threads."
     assert run(code) == (told, "")
     assert run(code, options=["-O"]) == (told, "")
+
+
+@pytest.mark.parametrize("begin", ["run_in_child(work)", "start_server_process(lambda _: work())"])
+def test_a_signal_during_the_start_ends_the_child(begin: str) -> None:
+    """It is there before the caller has anything that it could end."""
+    code = f"""
+fork, children = os.fork, []
+def late_fork():
+    pid = fork()
+    if pid:
+        children.append(pid)
+        while not signal.sigpending():
+            time.sleep(0.01)
+    return pid
+os.fork = late_fork
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGUSR1, interrupt)
+
+def work():
+    os.kill(os.getppid(), signal.SIGUSR1)
+    time.sleep(600)
+try:
+    {begin}
+except KeyboardInterrupt:
+    print("interrupted", os.path.exists(f"/proc/{{children[0]}}"))
+"""
+    assert run(code) == ("interrupted False", "")
