@@ -346,7 +346,8 @@ def waits(process: subprocess.Popen[str], number: signal.Signals) -> bool:
 
 
 def test_the_third_signal_ends_what_ignores_it(runner: Runner) -> None:
-    with runner.start("sh", "-c", "echo up; exec sleep 600") as process:
+    # The shell itself would catch SIGINT until it has become `sleep`.
+    with runner.start("sh", "-c", "trap '' INT; echo up; exec sleep 600") as process:
         read_until(process, "up")
         assert eventually(lambda: list(runner.root.glob("*/pid")))
         for _ in range(3):
