@@ -230,9 +230,8 @@ class GarbageCollection:
                 elif timestamp >= self._cut:
                     # Perhaps of a publication that is about to replace the manifest, perhaps of one that was killed.
                     self._mark_older(NestedCatalog(b"", digest, 0), older, "")
-        self._marks.add(wanted, head.certificate, Suffix.CERTIFICATE)
-        for document, suffix in ((head.history, Suffix.HISTORY), (head.metainfo, Suffix.METAINFO)):
-            if document is not None:
+        for suffix, document in head.objects.items():
+            if suffix != Suffix.CATALOG:
                 self._marks.add(wanted, document, suffix)
 
     def _mark_predecessors(self, previous: Digest | None, replaced_at: int) -> int:

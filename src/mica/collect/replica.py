@@ -12,7 +12,7 @@ from mica.collect.marking import Marker
 from mica.collect.objectmarks import ObjectMarks
 from mica.collect.rootrows import gone_rows, tell_status
 from mica.collect.sweeping import Sweep
-from mica.digest import Digest, digest_of
+from mica.digest import Digest, Suffix, digest_of
 from mica.errors import IntegrityError, LostRaceError, NotFoundError, UserError
 from mica.fetch.documents import read_whole
 from mica.fetch.download import Fetcher
@@ -106,15 +106,13 @@ def _mark(marker: Marker, marks: ObjectMarks, manifest: Manifest, theirs: Reflog
                 hint="Remove that catalog from the replica, and replicate again.",
             )
     kept = {
-        digest: kind for digest, (kind, _) in theirs.refs.items() if kind != RefKind.CATALOG and kind in SUFFIX_OF_KIND
+        digest: SUFFIX_OF_KIND[kind]
+        for digest, (kind, _) in theirs.refs.items()
+        if kind != RefKind.CATALOG and kind in SUFFIX_OF_KIND
     }
-    kept[manifest.certificate] = RefKind.CERTIFICATE
-    if manifest.history is not None:
-        kept[manifest.history] = RefKind.HISTORY
-    if manifest.metainfo is not None:
-        kept[manifest.metainfo] = RefKind.METAINFO
-    for digest, kind in kept.items():
-        marks.add(_ALL, digest, SUFFIX_OF_KIND[kind])
+    kept |= {digest: suffix for suffix, digest in manifest.objects.items() if suffix != Suffix.CATALOG}
+    for digest, suffix in kept.items():
+        marks.add(_ALL, digest, suffix)
 
 
 def _trimmed(store: ObjectStore, reflog: Reflog, former: bytes) -> bytes:

@@ -33,8 +33,8 @@ from mica.publish.checkcatalog import CatalogCheck, Mountpoint, check_subtree
 from mica.publish.checkobjects import Finding, Nowhere, ObjectCheck, Wanted
 from mica.repo.catalog import CATALOG_LIMIT, COUNTERS, Catalog, NestedCatalog
 from mica.repo.catalogwriter import NO_COUNTS, add_counts
+from mica.repo.history import KIND_OF_SUFFIX, TRUNK, parse_history, parse_reflog
 from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
-from mica.repo.history import TRUNK, RefKind, parse_history, parse_reflog
 from mica.repo.manifest import NAME as MANIFEST
 from mica.repo.manifest import READ_LIMIT as MANIFEST_LIMIT
 from mica.repo.manifest import Manifest
@@ -167,27 +167,13 @@ def _check_reflog(fetcher: Fetcher, manifest: Manifest) -> Iterator[Finding]:
         return
     if reflog.fqrn != manifest.fqrn:
         yield Finding("error", REFLOG, f"The reflog belongs to another repository, {reflog.fqrn}.")
-    current = {
-        RefKind.CATALOG: manifest.root_catalog,
-        RefKind.CERTIFICATE: manifest.certificate,
-        RefKind.HISTORY: manifest.history,
-        RefKind.METAINFO: manifest.metainfo,
-    }
-    for kind, digest in current.items():
-        if digest is not None and reflog.refs.get(digest, (None, 0))[0] != kind:
+    for suffix, digest in manifest.objects.items():
+        if reflog.refs.get(digest, (None, 0))[0] != KIND_OF_SUFFIX[suffix]:
             yield Finding("error", REFLOG, f"The reflog does not list {digest}, which the manifest names.")
 
 
 def _check_alternative_paths(fetcher: Fetcher, manifest: Manifest) -> Iterator[Finding]:
-    current = {
-        Suffix.CATALOG: manifest.root_catalog,
-        Suffix.CERTIFICATE: manifest.certificate,
-        Suffix.HISTORY: manifest.history,
-        Suffix.METAINFO: manifest.metainfo,
-    }
-    for suffix, digest in current.items():
-        if digest is None:
-            continue
+    for suffix, digest in manifest.objects.items():
         path = f".cvmfsalt-{digest}{suffix}"
         name = ObjectName(digest, suffix, Compression.ZLIB, None, CATALOG_LIMIT)
         try:

@@ -25,12 +25,10 @@ from mica.publish.mender import Mender
 from mica.publish.rootcatalog import look_at_root, opened_catalog
 from mica.publish.transaction import REFLOG, Transaction
 from mica.repo.catalog import NestedCatalog
+from mica.repo.history import KIND_OF_SUFFIX, Reflog, format_reflog, parse_reflog
 from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
-from mica.repo.history import SUFFIX_OF_KIND, Reflog, format_reflog, parse_reflog
 from mica.store.base import read_pointer
 from mica.texts import printable_path
-
-_KINDS = {suffix: kind for kind, suffix in SUFFIX_OF_KIND.items()}
 
 
 class Step(NamedTuple):
@@ -136,8 +134,8 @@ def _whole_reflog(transaction: Transaction, work: Path, tell: Tell) -> Reflog | 
         present, fault = Reflog(head.fqrn), f"It belongs to {present.fqrn}."
     look = partial(look_at_root, store, work)
     roots = [tag.root_catalog for tag in all_revisions(head, lambda reference: look(reference)[0])]
-    wanted = [*roots, head.certificate, head.history, head.metainfo]
-    missing = next((digest for digest in wanted if digest is not None and digest not in present.refs), None)
+    wanted = [*roots, *head.objects.values()]
+    missing = next((digest for digest in wanted if digest not in present.refs), None)
     if not fault and missing is None:
         return None
     tell(Step("reflog", REFLOG, f"{fault or f'It does not list {missing}.'} It is made again from the storage."))
@@ -149,11 +147,11 @@ def _scanned(transaction: Transaction, work: Path, present: Reflog) -> Reflog:
     refs = dict(present.refs)
     for stored in transaction.store.entries("data/"):
         found = parse_object_path(stored.path)
-        if found is None or found[1] not in _KINDS or found[0] in refs:
+        if found is None or found[1] not in KIND_OF_SUFFIX or found[0] in refs:
             continue
         digest, suffix = found
         if suffix != Suffix.CATALOG or _is_root(transaction, work, digest):
-            refs[digest] = (_KINDS[suffix], int(stored.changed_at))
+            refs[digest] = (KIND_OF_SUFFIX[suffix], int(stored.changed_at))
     return Reflog(present.fqrn, refs)
 
 

@@ -18,8 +18,8 @@ from typing import Final
 from mica.digest import Digest, Suffix, digest_of
 from mica.errors import IntegrityError, NotFoundError, UserError
 from mica.fetch.documents import Documents
+from mica.repo.history import KIND_OF_SUFFIX, RefKind, Reflog, format_reflog, parse_reflog
 from mica.repo.history import SIZE_LIMIT as DATABASE_LIMIT
-from mica.repo.history import RefKind, Reflog, format_reflog, parse_reflog
 from mica.repo.manifest import NAME as MANIFEST
 from mica.repo.manifest import READ_LIMIT as MANIFEST_LIMIT
 from mica.repo.manifest import Manifest, parse_manifest
@@ -145,15 +145,8 @@ class Replica:
         now = int(self._now())
         for digest in revisions:
             reflog.refs.setdefault(digest, (RefKind.CATALOG, now))
-        current = {
-            manifest.root_catalog: RefKind.CATALOG,
-            manifest.certificate: RefKind.CERTIFICATE,
-            manifest.history: RefKind.HISTORY,
-            manifest.metainfo: RefKind.METAINFO,
-        }
-        for one, kind in current.items():
-            if one is not None:
-                reflog.refs.setdefault(one, (kind, now))
+        for suffix, digest in manifest.objects.items():
+            reflog.refs.setdefault(digest, (KIND_OF_SUFFIX[suffix], now))
         data = format_reflog(reflog) if former is None or len(reflog.refs) > known else former
         if data is not former:
             self._store.replace(REFLOG, data, expected=former)

@@ -307,13 +307,6 @@ class Replication:
         """Copies beside the manifest, for servers that protect `data/`."""
         if not manifest.alternative_paths:
             return
-        named = {
-            Suffix.CATALOG: manifest.root_catalog,
-            Suffix.CERTIFICATE: manifest.certificate,
-            Suffix.HISTORY: manifest.history,
-            Suffix.METAINFO: manifest.metainfo,
-        }
-        for suffix, digest in named.items():
-            if digest is not None:
-                stored = read_limited(self._store, digest.object_path(suffix), _ALTERNATIVE_LIMIT)
-                self._store.replace(f".cvmfsalt-{digest}{suffix}", stored)
+        for suffix, digest in manifest.objects.items():
+            stored = read_limited(self._store, digest.object_path(suffix), _ALTERNATIVE_LIMIT)
+            self._store.replace(f".cvmfsalt-{digest}{suffix}", stored)

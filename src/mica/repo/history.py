@@ -204,6 +204,7 @@ SUFFIX_OF_KIND: Final = {
     RefKind.HISTORY: Suffix.HISTORY,
     RefKind.METAINFO: Suffix.METAINFO,
 }
+KIND_OF_SUFFIX: Final = {suffix: kind for kind, suffix in SUFFIX_OF_KIND.items()}
 """The class of the objects of each kind."""
 
 

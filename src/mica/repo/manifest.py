@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mica.digest import Algorithm, Digest, digest_of
+from mica.digest import Algorithm, Digest, Suffix, digest_of
 from mica.errors import IntegrityError, explain_parse_error
 from mica.repo.sealed import Sealed, format_sealed, parse_sealed
 
@@ -43,6 +43,17 @@ class Manifest:
     def algorithm(self) -> Algorithm:
         """The repository's algorithm is that of its root catalog."""
         return self.root_catalog.algorithm
+
+    @property
+    def objects(self) -> dict[Suffix, Digest]:
+        """The objects that it names, by their class. The reflog is none: it lies beside the manifest."""
+        named = {
+            Suffix.CATALOG: self.root_catalog,
+            Suffix.CERTIFICATE: self.certificate,
+            Suffix.HISTORY: self.history,
+            Suffix.METAINFO: self.metainfo,
+        }
+        return {suffix: digest for suffix, digest in named.items() if digest is not None}
 
 
 def format_manifest(manifest: Manifest) -> bytes:
