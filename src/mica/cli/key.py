@@ -11,7 +11,6 @@ from mica.cli.commands import Commands
 from mica.cli.options import JsonOption
 from mica.cli.printing import print_facts, print_json
 from mica.errors import UsageError, UserError
-from mica.files import mapped_os_errors, replace_file
 
 if TYPE_CHECKING:
     from mica.repo.signingrequest import SigningRequest
@@ -54,6 +53,7 @@ def sign(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a signing request asks for, and sign it with a master key. No repository is needed here."""
+    from mica.files import mapped_os_errors, replace_file
     from mica.publish.keyfiles import read_private_key
     from mica.repo.signingrequest import format_answer, parse_request, sign_request
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mica.config import load_config
 from mica.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ _HINT = 'Add to the configuration: [workers] with queue = "sqlite:////var/lib/mi
 @contextlib.contextmanager
 def opened_queue(config: Path | None) -> "Iterator[JobQueue | None]":
     """The queue of the configuration; None if there is none. Raises the errors of opening it."""
+    from mica.config import load_config
+
     settings = load_config(config).workers
     if settings is None:
         yield None

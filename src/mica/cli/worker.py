@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +37,8 @@ def worker(
     The section [workers] of the configuration names the queue. A worker needs the settings of a repository and access
     to its storage, but no keys. SIGTERM gives back what is under way; what a killed worker had, others take over.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from mica.cli.queues import required_queue
     from mica.cli.registries import Access
     from mica.convert.layerbuilder import ConversionLimits
