@@ -3,7 +3,6 @@ request, and killed."""
 
 import contextlib
 import itertools
-import os
 import shutil
 import signal
 import socket
@@ -19,13 +18,24 @@ import pytest
 from tests.support.cli import mica
 from tests.support.noise import noise
 from tests.support.repositories import FQRN, Repository, read_back
-from tests.support.s3proxy import Delay, Fault, HangUp, LoseAnswer, Refuse, S3Proxy, S3Request, Truncate, s3_proxy
+from tests.support.s3proxy import (
+    Delay,
+    Fault,
+    HangUp,
+    LoseAnswer,
+    Refuse,
+    S3Proxy,
+    S3Request,
+    Truncate,
+    run_until,
+    s3_proxy,
+)
 from tests.support.s3repositories import S3Repository, add_archive, copied, make_s3_repository, publish_archive
 from tests.support.seaweed import READER, WRITER, S3Server, s3_server
 from tests.support.tars import END, member
 from tests.support.tools import need
 from tests.support.waiting import eventually
-from tests.support.zygote import Process, Zygote, zygote
+from tests.support.zygote import Zygote, zygote
 
 from mica.digest import Suffix
 from mica.errors import LostRaceError, MicaError, TemporaryError
@@ -271,30 +281,10 @@ def test_killed_at_any_request_leaves_the_old_revision_or_the_new_one(
     archive = tmp_path / "new.tar"
 
     def publish(label: str, is_point: Callable[[S3Request], bool], *, late: bool) -> int:
-        """The child's exit code. What it sends after it was to be killed is lost, as if it had not been sent."""
         archive.write_bytes(archive_of(f"new-{label}"))
         proxy.requests.clear()
-        started = threading.Event()
-        dead = threading.Event()
-        process: Process | None = None
-
-        def kill(request: S3Request) -> Fault:
-            started.wait(60)
-            if dead.is_set():
-                return HangUp()
-            if process is None or not is_point(request):
-                return None
-            os.kill(process.pid, signal.SIGKILL)
-            dead.set()
-            return LoseAnswer() if late else HangUp()
-
-        proxy.fault, proxy.reads_first = kill, True
-        arguments = [FQRN, archive, "/data/new", "--catalog", "--state", repository.state]
-        process = zygote.start("repo", "ingest", *arguments, output=tmp_path / "output")
-        started.set()
-        code = process.wait(120)
-        proxy.fault, proxy.reads_first = lambda request: None, False
-        return code
+        arguments = ["repo", "ingest", FQRN, archive, "/data/new", "--catalog", "--state", repository.state]
+        return run_until(proxy, zygote, arguments, tmp_path / "output", is_point, late=late)
 
     def has_number(number: int, request: S3Request) -> bool:
         return request.number == number

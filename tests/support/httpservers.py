@@ -5,7 +5,9 @@ A client keeps connections for its next request, and a test that forks may have 
 
 import contextlib
 import socket
+import socketserver
 import threading
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -44,3 +46,15 @@ class HttpServer(ThreadingHTTPServer):
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
+
+
+@contextlib.contextmanager
+def answering(server: socketserver.BaseServer) -> Iterator[None]:
+    """A server of any kind answers in a thread for the length of the block. Whoever made it closes it."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="answering")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()

@@ -4,13 +4,12 @@ import contextlib
 import http.client
 import select
 import socket
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.support.httpservers import HttpServer
+from tests.support.httpservers import HttpServer, answering
 
 _DEADLINE_S = 10
 
@@ -84,11 +83,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def recording_proxy(target: str) -> Iterator[RecordingProxy]:
     """A proxy that finds HOST:PORT behind every name, for the length of a block."""
-    with RecordingProxy(target) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    with RecordingProxy(target) as proxy, answering(proxy):
+        yield proxy

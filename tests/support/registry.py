@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from tests.support.httpservers import HttpServer
+from tests.support.httpservers import HttpServer, answering
 from tests.support.tools import need
 
 _START_DEADLINE_S = 20
@@ -238,13 +238,8 @@ def scripted_registry(*, tls: ssl.SSLContext | None = None) -> Iterator[Scripted
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         registry.host = f"127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with answering(server):
             yield registry
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class _HangUp(socketserver.BaseRequestHandler):
@@ -255,14 +250,8 @@ class _HangUp(socketserver.BaseRequestHandler):
 @contextlib.contextmanager
 def hanging_up_server() -> Iterator[str]:
     """HOST:PORT of something that accepts, reads a little and closes."""
-    with socketserver.TCPServer(("127.0.0.1", 0), _HangUp) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with socketserver.TCPServer(("127.0.0.1", 0), _HangUp) as server, answering(server):
+        yield f"127.0.0.1:{server.server_address[1]}"
 
 
 @contextlib.contextmanager

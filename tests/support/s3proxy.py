@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from tests.support.httpservers import HttpServer
+from tests.support.httpservers import HttpServer, answering
 from tests.support.s3signature import Credentials, signed
 from tests.support.zygote import Process, Zygote
 
@@ -123,11 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.requests.append(request)
         body = self.rfile.read(size) if self.server.reads_first else None
         fault = self.server.fault(request)
-        if isinstance(fault, HangUp) and body is not None:
-            self.close_connection = True
-            return
         if isinstance(fault, HangUp):
-            self.rfile.read(size if fault.after_bytes is None else min(size, fault.after_bytes))
+            if body is None:
+                self.rfile.read(size if fault.after_bytes is None else min(size, fault.after_bytes))
             self.close_connection = True
             return
         body = self.rfile.read(size) if body is None else body
@@ -190,16 +188,36 @@ def _without(headers: dict[str, str], fault: Ignore, request: BaseHTTPRequestHan
 
 def run_until_request(proxy: S3Proxy, zygote: Zygote, arguments: Sequence[str], number: int, output: Path) -> int:
     """Run a command and kill it at its request of this number, which sometimes arrives. Returns its exit code."""
-    started = threading.Event()
-    process: Process | None = None
     begin = len(proxy.requests)
+    return run_until(
+        proxy, zygote, arguments, output, lambda request: request.number - begin >= number, late=bool(number % 2)
+    )
+
+
+def run_until(
+    proxy: S3Proxy,
+    zygote: Zygote,
+    arguments: Sequence[str | Path],
+    output: Path,
+    is_point: Callable[[S3Request], bool],
+    *,
+    late: bool,
+) -> int:
+    """Run a command and kill it at the first request that is a point; with `late` that request still takes place.
+    Returns its exit code. What it sends after it was to be killed is lost, as if it had not been sent."""
+    started = threading.Event()
+    dead = threading.Event()
+    process: Process | None = None
 
     def kill(request: S3Request) -> Fault:
         started.wait(60)
-        if request.number - begin < number or process is None:
+        if dead.is_set():
+            return HangUp()
+        if process is None or not is_point(request):
             return None
         os.kill(process.pid, signal.SIGKILL)
-        return LoseAnswer() if number % 2 and request.number - begin == number else HangUp()
+        dead.set()
+        return LoseAnswer() if late else HangUp()
 
     proxy.fault, proxy.reads_first = kill, True
     process = zygote.start(*arguments, output=output)
@@ -211,11 +229,5 @@ def run_until_request(proxy: S3Proxy, zygote: Zygote, arguments: Sequence[str], 
 
 @contextlib.contextmanager
 def s3_proxy(target: str) -> Iterator[S3Proxy]:
-    with S3Proxy(target) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    with S3Proxy(target) as proxy, answering(proxy):
+        yield proxy

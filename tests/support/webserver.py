@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tests.support.httpservers import HttpServer
+from tests.support.httpservers import HttpServer, answering
 from tests.support.waiting import PATIENCE_S
 
 
@@ -139,18 +139,14 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextlib.contextmanager
 def serving(root: Path, tls: ssl.SSLContext | None = None) -> Iterator[WebServer]:
-    server = WebServer(root)
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stopping.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with WebServer(root) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        with answering(server):
+            try:
+                yield server
+            finally:
+                server.stopping.set()
 
 
 def closed_port() -> str:

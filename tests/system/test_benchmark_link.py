@@ -7,13 +7,13 @@ import socketserver
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from benchmarks.link import Shape, open_link, served_over
 from benchmarks.support import FQRN, nginx_command
+from tests.support.httpservers import answering
 from tests.support.noise import noise
 from tests.support.tools import need, need_root
 from tests.support.waiting import PATIENCE_S, eventually
@@ -109,13 +109,8 @@ def _resetting_server(content: bytes) -> Iterator[int]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
         server.daemon_threads = True
         server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
+        with answering(server):
             yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def _namespaces() -> set[str]:

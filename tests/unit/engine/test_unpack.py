@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from tests.support.tars import END, header, member, pax
 from tests.support.tools import need_root
+from tests.support.uppers import signs
 
 from mica.engine.tarwriter import format_member, padding
 from mica.engine.unpack import Unpacked, unpack_layer
 from mica.engine.whiteouts import AufsWhiteouts, OverlayWhiteouts, Whiteouts
 from mica.errors import UserError
 from mica.tarstream import Kind, TarEntry, TarLimits
+
+__all__ = ["signs"]
 
 ME, MY_GROUP = os.geteuid(), os.getegid()
 
@@ -258,14 +261,6 @@ def test_a_directory_of_aufs_is_not_implied(tmp_path: Path) -> None:
 
 
 # Whiteouts
-
-
-@pytest.fixture(params=[AufsWhiteouts(), OverlayWhiteouts()], ids=["aufs", "overlay"])
-def signs(request: pytest.FixtureRequest) -> Whiteouts:
-    found: Whiteouts = request.param
-    if found.signs_are_devices:
-        need_root()
-    return found
 
 
 def hides(signs: Whiteouts, path: Path) -> bool:

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.tools import need_root
+from tests.support.uppers import signs
 
 from mica.engine.whiteouts import AufsWhiteouts, OverlayWhiteouts, Whiteouts
 from mica.files import owned_fd
 
-
-@pytest.fixture(params=[AufsWhiteouts(), OverlayWhiteouts()], ids=["aufs", "overlay"])
-def signs(request: pytest.FixtureRequest) -> Whiteouts:
-    found: Whiteouts = request.param
-    if found.signs_are_devices:
-        need_root()
-    return found
+__all__ = ["signs"]
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Images of a Docker daemon, from a server that speaks the one request."""
 
 import socketserver
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.httpservers import answering
 from tests.unit.oci.samples import docker_archive_files, make_sample, make_tar, read_all
 
 from mica.errors import MicaError, NotFoundError, TemporaryError, UserError
@@ -28,14 +28,8 @@ def daemon(path: Path, answer: bytes) -> Iterator[list[bytes]]:
                 pass
             self.wfile.write(answer)
 
-    with socketserver.UnixStreamServer(str(path), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield asked
-        finally:
-            server.shutdown()
-            thread.join()
+    with socketserver.UnixStreamServer(str(path), Handler) as server, answering(server):
+        yield asked
 
 
 def answer(status: str, body: bytes, *, length: int | None = None) -> bytes:
