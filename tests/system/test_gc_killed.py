@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.garbage import check_complete, objects_in, wanted_objects, work_files
+from tests.support.killing import KILLING
 from tests.support.repositories import FQRN, Repository, findings, ingest, make_repository
 from tests.support.tars import END, member
 from tests.support.zygote import Finished, Zygote, zygote
@@ -17,39 +18,31 @@ __all__ = ["zygote"]
 pytestmark = pytest.mark.system
 POINTS = 40
 
-# The child counts what it does to files of the repository, by the interpreter's audit events, and kills itself at the
-# n-th; with n = 0 it only prints how many there are.
-CHILD = """
-import os, signal, sys, threading
+# The child counts what it changes in files of the repository, and kills itself at the n-th step; with n = 0 it only
+# prints how many there are.
+CHILD = (
+    KILLING
+    + """
 from pathlib import Path
 state, storage, fqrn, n = *sys.argv[1:4], int(sys.argv[4])
 from mica.collect.collection import opened_collection
 from mica.collect.retention import RetentionRules
 from mica.publish.manager import ReleaseManager
-seen = 0
-lock = threading.Lock()
 marks = os.path.join(state, "repositories", fqrn, "gc", "work")
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.utime", "os.chmod", "os.truncate"}
-def hook(event, arguments):
-    global seen
-    if event == "open":
-        if not isinstance(arguments[2], int) or not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            return
-    elif event not in CHANGES:
-        return
-    paths = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes))]
-    if not any(state in path or storage in path for path in paths) or any(path.startswith(marks) for path in paths):
-        return
-    with lock:
-        seen += 1
-        if seen == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+def is_step(event, arguments, paths):
+    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
+        return False
+    ours = any(state in path or storage in path for path in paths)
+    return ours and not any(path.startswith(marks) for path in paths)
+steps = kill_at(n, CHANGES | {"open"}, is_step)
 rules = RetentionRules(keep_revisions=1, keep_s=-1, auto_tag_s=-3600, grace_s=-1)
 with ReleaseManager.open(Path(state), fqrn) as manager, opened_collection(manager, rules) as collection:
     collection.run()
-print(seen)
+print(steps())
 """
+)
 
 
 def collect(zygote: Zygote, repository: Repository, n: int) -> Finished:

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.killing import KILLING
 from tests.support.noise import noise
 from tests.support.repositories import FQRN, Repository, findings, ingest, make_repository, read_back
 from tests.support.tars import END, member
@@ -15,28 +16,21 @@ pytestmark = pytest.mark.system
 POINTS = 40
 LAST_POINTS = 24  # reflog, checksum and manifest are the last to change: none of their steps is left out
 
-# The child counts what it does to files of the repository, by the interpreter's audit events, and kills itself at the
-# n-th; with n = 0 it only prints how many there are.
-CHILD = """
-import os, signal, sys
+# The child counts what it does to files of the repository, and kills itself at the n-th step; with n = 0 it only prints
+# how many there are.
+CHILD = (
+    KILLING
+    + """
 fqrn, state, storage, archive, n = *sys.argv[1:5], int(sys.argv[5])
 from mica.cli.main import run_app
-seen = 0
-def hook(event, arguments):
-    global seen
-    if event not in {"open", "os.rename", "os.link", "os.remove", "sqlite3.connect", "os.mkdir"}:
-        return
-    paths = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes))]
-    if not any(state in path or storage in path for path in paths):
-        return
-    seen += 1
-    if seen == n:
-        os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
+def is_step(event, arguments, paths):
+    return any(state in path or storage in path for path in paths)
+steps = kill_at(n, {"open", "os.rename", "os.link", "os.remove", "sqlite3.connect", "os.mkdir"}, is_step)
 code = run_app(["repo", "ingest", fqrn, archive, "/data/new", "--catalog", "--state", state])
-print(seen)
+print(steps())
 sys.exit(code)
 """
+)
 
 
 def publish(zygote: Zygote, repository: Repository, archive: Path, n: int) -> Finished:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.killing import KILLING
 from tests.support.noise import noise
 from tests.support.replicas import broken_catalogs, errors_in, shown_revision
 from tests.support.repositories import FQRN, Repository, ingest, make_repository
@@ -20,30 +21,22 @@ pytestmark = pytest.mark.system
 POINTS = 36
 LAST_POINTS = 16  # catalogs, reflog and pointers are the last to change: few of their steps are left out
 
-# The child counts what it does to files of the replica and of its own directory, by the interpreter's audit events, and
-# kills itself at the n-th; with n = 0 it only prints how many there are.
-CHILD = """
-import os, signal, sys, threading
+# The child counts what it does to files of the replica and of its own directory, and kills itself at the n-th step;
+# with n = 0 it only prints how many there are.
+CHILD = (
+    KILLING
+    + """
 fqrn, url, replica, key, state, n = *sys.argv[1:6], int(sys.argv[6])
 from mica.cli.main import run_app
-lock, seen = threading.Lock(), 0
-def hook(event, arguments):
-    global seen
-    if event not in {"open", "os.rename", "os.link", "os.remove"}:
-        return
-    paths = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes))]
-    if not any(state in path or replica in path for path in paths):
-        return
-    with lock:
-        seen += 1
-        if seen == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
+def is_step(event, arguments, paths):
+    return any(state in path or replica in path for path in paths)
+steps = kill_at(n, {"open", "os.rename", "os.link", "os.remove"}, is_step)
 command = ["repo", "replicate", url, replica, "--name", fqrn, "--key", key, "--state", state, "--threads", "3"]
 code = run_app(command)
-print(seen)
+print(steps())
 sys.exit(code)
 """
+)
 
 
 def replicate(zygote: Zygote, repository: Repository, url: str, place: Path, n: int = 0) -> Finished:
