@@ -29,6 +29,7 @@ from tests.support.webserver import Answer
 from mica import linux
 from mica.daemon.client import open_layers, open_node
 from mica.errors import NodeAwayError, NotFoundError, UserError
+from mica.files import is_locked
 from mica.fuse.session import abort_connection
 from mica.providers.node import NodeProvider
 from mica.thin.descriptor import parse_descriptor
@@ -511,6 +512,8 @@ def test_status_names_a_node_that_is_gone_and_its_mounts(image: Published, tmp_p
         assert facts(*elsewhere)["state"] == "serving"
         pid = node.supervisor
         node.kill()
+        # Its checkers of images end with it, a moment later, and have the lock until then.
+        assert eventually(lambda: not is_locked(node.directory / "lock"))
         for options in (elsewhere, ("status", "--node", node.directory)):
             found = facts(*options)
             assert (found["state"], found["pid"], found["cache"]) == ("gone", pid, str(node.cache))
