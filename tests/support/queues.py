@@ -30,14 +30,26 @@ def _programs() -> Path:
     return found_at[0] if found_at else missing("initdb is missing: apt-get install postgresql-15")
 
 
+def _copied(programs: Path, place: Path) -> Path:
+    """What Debian unpacked, where the server's user can reach it: a checkout may lie below a home that is closed. The
+    server finds its files from the place of its programs, as long as both are as far apart as in Debian."""
+    version = programs.parent.name
+    for kind in ("lib", "share"):
+        part = Path("usr", kind, "postgresql", version)
+        shutil.copytree(_UNPACKED / part, place / part, symlinks=True)
+    return place / programs.relative_to(_UNPACKED)
+
+
 @contextlib.contextmanager
 def postgres_server(address: str = "127.0.0.1") -> Iterator[str]:
     """URL of an empty database of a server of its own, for a block."""
-    programs = _programs()
     with tempfile.TemporaryDirectory(prefix="mica-pg-") as place, socket.socket() as taken:
         data = f"{place}/data"
+        programs = _programs()
         as_nobody = []
         if os.geteuid() == 0:
+            if programs.is_relative_to(_UNPACKED):
+                programs = _copied(programs, Path(place))
             os.chown(place, _NOBODY, _NOBODY)
             as_nobody = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
         taken.bind((address, 0))
