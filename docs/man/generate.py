@@ -28,12 +28,12 @@ be executed, 125 if the container could not be made."""
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """All commands with their full names, groups left out."""
-    children = getattr(command, "commands", None)
-    if not children:
+    if not hasattr(command, "list_commands"):
         yield name, command
         return
-    for child, value in children.items():
-        yield from commands(value, f"{name} {child}")
+    context = typer.Context(command, info_name=name)
+    for child in command.list_commands(context):
+        yield from commands(command.get_command(context, child), f"{name} {child}")
 
 
 def page(name: str, command: Any) -> str:

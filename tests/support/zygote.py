@@ -27,7 +27,7 @@ Finished = subprocess.CompletedProcess[str]
 _PROGRAM = """
 import ctypes, json, os, signal, sys, time
 import mica.cli.main, mica.cli.queues, mica.cli.registries, mica.cli.bars, mica.cli.replicate, mica.cli.repomove
-import mica.cli.repo
+import mica.cli.repo, mica.cli.convert, mica.cli.worker, mica.cli.sync
 import mica.collect.collection, mica.replicate.replication, mica.publish.ingest, mica.publish.moving
 import mica.convert.converter, mica.jobs.committer, mica.jobs.making, mica.jobs.tasks, mica.oci.registry
 import psycopg

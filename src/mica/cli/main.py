@@ -7,36 +7,50 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from mica import __version__
-from mica.cli import (
-    cache,
-    convert,
-    doctor,
-    key,
-    mount,
-    node,
-    plugin,
-    portal,
-    push,
-    repo,
-    run,
-    server,
-    status,
-    sync,
-    worker,
-)
-from mica.cli.commands import Commands
+from mica.cli.commands import Place, PlacedCommands
 from mica.cli.printing import show_error
-from mica.daemon.earlyservice import EarlyService
 from mica.errors import MicaError
+
+if TYPE_CHECKING:
+    from mica.daemon.earlyservice import EarlyService
+
+
+class _Commands(PlacedCommands):
+    places: ClassVar = {
+        "convert": Place("convert", "convert", "mica convert docker://debian:12 images.example.org -o oci:thin:debian"),
+        "inspect": Place("convert", "inspect", "mica inspect oci:thin:debian"),
+        "push": Place("push", "push", "mica push oci:thin:debian registry.example.org/thin/debian:12"),
+        "sync": Place("sync", "sync", "mica sync --loop --interval 600 recipe.yaml"),
+        "worker": Place("worker", "worker", "mica worker --commit --jobs 4"),
+        "layers": Place("worker", "layers", "mica layers images.example.org --only failed"),
+        "mount": Place(
+            "mount", "mount", "mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org"
+        ),
+        "umount": Place("mount", "umount", "mica umount /mnt"),
+        "status": Place("status", "status", "mica status --json"),
+        "run": Place(
+            "run", "run", "mica run -v /data:/data:ro docker.io/library/r-base:4.3 Rscript -e 'cat(1)'",
+            {"allow_interspersed_args": False},
+        ),
+        "portal": Place("portal", "portal", "mica portal --config /etc/mica/config.toml"),
+        "node": Place("node", "node", "mica node --config /etc/mica/config.toml"),
+        "doctor": Place("doctor", "doctor", "mica doctor --json"),
+        "repo": Place("repo", "app"),
+        "server": Place("server", "app"),
+        "cache": Place("cache", "app"),
+        "key": Place("key", "app"),
+        "plugin": Place("plugin", "app"),
+    }  # fmt: skip
+
 
 app = typer.Typer(
     name="mica",
-    cls=Commands,
+    cls=_Commands,
     help="Run container images without downloading them.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 integrity, 4 temporary.",
     no_args_is_help=True,
@@ -44,34 +58,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(repo.app, name="repo")
-app.add_typer(server.app, name="server")
-app.add_typer(cache.app, name="cache")
-app.add_typer(key.app, name="key")
-app.add_typer(plugin.app, name="plugin")
-app.command("convert", epilog="Example: mica convert docker://debian:12 images.example.org -o oci:thin:debian")(
-    convert.convert
-)
-app.command("inspect", epilog="Example: mica inspect oci:thin:debian")(convert.inspect)
-app.command("push", epilog="Example: mica push oci:thin:debian registry.example.org/thin/debian:12")(push.push)
-app.command("sync", epilog="Example: mica sync --loop --interval 600 recipe.yaml")(sync.sync)
-app.command("worker", epilog="Example: mica worker --commit --jobs 4")(worker.worker)
-app.command("layers", epilog="Example: mica layers images.example.org --only failed")(worker.layers)
-app.command("mount", epilog="Example: mica mount images.example.org /mnt --url http://host/cvmfs/images.example.org")(
-    mount.mount
-)
-app.command("umount", epilog="Example: mica umount /mnt")(mount.umount)
-app.command("status", epilog="Example: mica status --json")(status.status)
-app.command(
-    "run",
-    epilog="Example: mica run -v /data:/data:ro docker.io/library/r-base:4.3 Rscript -e 'cat(1)'",
-    context_settings={"allow_interspersed_args": False},
-)(run.run)
-
-
-app.command("portal", epilog="Example: mica portal --config /etc/mica/config.toml")(portal.portal)
-app.command("node", epilog="Example: mica node --config /etc/mica/config.toml")(node.node)
-app.command("doctor", epilog="Example: mica doctor --json")(doctor.doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -95,7 +81,7 @@ def _common(
     configure(LogSettings(log_level, log_json))
 
 
-def run_command(arguments: list[str], early: EarlyService | None = None) -> int:
+def run_command(arguments: list[str], early: "EarlyService | None" = None) -> int:
     """Run one command of this program and return its exit code. `early` is a process from which it may make its
     servers."""
     for stream in (sys.stdout, sys.stderr):
@@ -104,7 +90,7 @@ def run_command(arguments: list[str], early: EarlyService | None = None) -> int:
     return run_app(arguments, early=early)
 
 
-def run_app(arguments: list[str], commands: typer.Typer = app, *, early: EarlyService | None = None) -> int:
+def run_app(arguments: list[str], commands: typer.Typer = app, *, early: "EarlyService | None" = None) -> int:
     """Run one command and return its exit code."""
     # Before and after the command Ctrl-C ends the program at once. During it an exception lets the command clean up.
     ends_at_once = signal.getsignal(signal.SIGINT) is signal.SIG_DFL

@@ -1,5 +1,8 @@
 """Names that are no command: what is suggested, and that it exists."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mica.cli.commands import OTHER_WORDS, describe_unknown
@@ -42,3 +45,11 @@ def test_what_is_suggested_exists(meant: str, capsys: pytest.CaptureFixture[str]
 def test_every_group_says_it(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(arguments) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_command_imports_no_other_command() -> None:
+    script = "import sys; from mica.cli.main import run_app; run_app(['umount', '--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "mica.cli.mount" in modules
+    assert not {"mica.cli.run", "mica.cli.repo", "mica.cli.convert", "mica.cli.worker"} & {*modules}
