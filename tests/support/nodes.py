@@ -165,9 +165,11 @@ class RunningNode:
 
     def kill(self) -> None:
         """All of it but the holder, as a crash would."""
-        victims = [self.supervisor, *self.servers().values()]
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+        servers = self.servers()
+        os.kill(self.supervisor, signal.SIGKILL)
+        for pid in servers.values():
+            with contextlib.suppress(ProcessLookupError):  # it has ended with the supervisor
+                os.kill(pid, signal.SIGKILL)
         self.reap()
 
     def terminate(self) -> None:
