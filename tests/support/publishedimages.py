@@ -25,7 +25,7 @@ from tests.support.tools import need
 from mica.convert.publishing import describe
 from mica.fetch.location import RepositoryLocation
 from mica.oci.source import open_image
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.repo.cutting import ChunkRule
 from mica.thin.descriptor import ThinDescriptor
 

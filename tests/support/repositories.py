@@ -26,7 +26,7 @@ from mica.publish.ingest import merge_archive, read_archive
 from mica.publish.keyfiles import KeyFiles
 from mica.publish.layertree import PLAIN
 from mica.publish.manager import ReleaseManager, create_repository
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.publish.settings import RepositorySettings
 from mica.repo.catalog import DEFAULT_TTL_S, NestedCatalog
 from mica.repo.cutting import ChunkRule

@@ -17,7 +17,7 @@ from mica.publish.check import check_repository
 from mica.publish.ingest import merge_archive, read_archive
 from mica.publish.layertree import PLAIN
 from mica.publish.manager import ReleaseManager, create_repository
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.publish.settings import RepositorySettings, read_settings, write_settings
 from mica.publish.transaction import Transaction
 from mica.repo.manifest import NAME as MANIFEST

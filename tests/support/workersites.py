@@ -27,7 +27,7 @@ from mica.oci import mediatypes
 from mica.oci.session import RegistryOptions
 from mica.oci.source import SourceOptions
 from mica.oci.transport import TransportOptions
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.repo.manifest import parse_manifest
 from mica.thin.layout import layer_path
 

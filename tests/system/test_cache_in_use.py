@@ -35,7 +35,7 @@ from mica.cache.shown import ShownNames
 from mica.dataplane.erofsmount import mount_image
 from mica.errors import UserError
 from mica.metaimage.writer import write_image
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.repo.cutting import ChunkRule
 from mica.repo.localname import LocalName
 from mica.union.overlay import OverlayOptions, open_overlay, plan_overlay

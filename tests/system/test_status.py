@@ -22,7 +22,7 @@ from tests.system.test_fuse_mount import wait_until
 from mica import linux
 from mica.mount.statusreport import State, is_repository, report_mounts
 from mica.mountinfo import Mount, mount_of, read_mounts
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 
 pytestmark = pytest.mark.system
 FQRN = "small.example.org"

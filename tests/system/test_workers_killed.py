@@ -24,7 +24,7 @@ from tests.support.workersites import (
 )
 from tests.support.zygote import Zygote
 
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.publish.settings import read_settings, write_settings
 
 __all__ = ["s3_server"]

@@ -88,7 +88,7 @@ def create(
 ) -> None:
     """Make keys, whitelist and the first, empty revision of a repository."""
     from mica.publish.manager import ReleaseManager, create_repository
-    from mica.publish.objectwriter import ObjectRules
+    from mica.publish.rules import ObjectRules
     from mica.publish.settings import RepositorySettings, state_directory
     from mica.publish.tags import set_tag_directories
     from mica.store.opening import parse_storage

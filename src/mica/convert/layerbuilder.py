@@ -24,7 +24,8 @@ from mica.publish.catalogtree import base_name
 from mica.publish.duration import LONGEST_MAKING_S, PublicationTimer
 from mica.publish.ingest import Archive, build_layer_catalog, read_archive
 from mica.publish.layertree import CappedList, Mode
-from mica.publish.objectwriter import IN_FLIGHT_BYTES, ObjectRules, ObjectWriter
+from mica.publish.objectwriter import IN_FLIGHT_BYTES, ObjectWriter
+from mica.publish.rules import ObjectRules
 from mica.publish.storedfiles import store_file, store_marker, store_stream
 from mica.publish.treerows import write_layer_image
 from mica.repo.cutting import STANDARD_RULE, ChunkRule

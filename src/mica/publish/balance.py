@@ -6,27 +6,11 @@ light ones get none. The same tree gives the same plan. Pure; called for catalog
 """
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from mica.publish.rules import CatalogRules
+
 Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogRules:
-    """How large catalogs become, in entries; 0 stands for any size. One with more than `most` is split, into catalogs
-    with at most half as many; one that was made so and has fewer than `fewest` is merged with the one above it. What
-    still has more than `nested_limit` or `root_limit` is refused: every client downloads a catalog whole."""
-
-    most: int = 100_000
-    fewest: int = 1_000
-    nested_limit: int = 500_000
-    root_limit: int = 200_000
-
-
-STANDARD_CATALOGS = CatalogRules()
-LAYER_CATALOGS = CatalogRules(most=500_000)
-"""A node mounts a layer by its metadata image, not by its catalogs, so they are split only where they have to be."""
 
 
 class Directory(NamedTuple):

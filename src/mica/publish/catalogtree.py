@@ -14,7 +14,8 @@ from mica.errors import IntegrityError, NotFoundError, UserError
 from mica.fetch.client import catalog_object
 from mica.fetch.verify import copy_verified
 from mica.files import mapped_os_errors
-from mica.publish.balance import CatalogRules, Directory, plan_split
+from mica.publish.balance import Directory, plan_split
+from mica.publish.rules import CatalogRules
 from mica.repo.catalog import COUNTERS, COUNTERS_SINCE, Catalog, NestedCatalog, Row, is_transition
 from mica.repo.catalogwriter import NO_COUNTS, CatalogWriter, Counters, Stamp, add_counts, file_size, tree_below
 from mica.repo.entry import AUTO_MARKER, MARKER, Chunk, Entry, Flag

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from mica.errors import UserError
-from mica.publish.balance import LAYER_CATALOGS, CatalogRules, Directory, plan_split
+from mica.publish.balance import Directory, plan_split
 from mica.publish.catalogtree import (
     CatalogTree,
     SealedCatalog,
@@ -22,6 +22,7 @@ from mica.publish.catalogtree import (
 )
 from mica.publish.layertree import LayerReport, LayerTree, Mode, Node
 from mica.publish.objectwriter import HasContent, ObjectWriter
+from mica.publish.rules import LAYER_CATALOGS, CatalogRules
 from mica.publish.tagdirectories import RESERVED
 from mica.publish.treerows import TreeRows, entry_of, marked_directories
 from mica.repo.catalogwriter import CatalogWriter, Stamp, add_counts

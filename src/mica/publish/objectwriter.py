@@ -9,16 +9,16 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from mica.digest import Algorithm, Digest, Suffix
+from mica.digest import Digest, Suffix
 from mica.errors import UserError
+from mica.publish.rules import ObjectRules
 from mica.repo.chunklist import CHUNKS_MAX
-from mica.repo.cutting import FINE_RULE, ChunkRule, read_pieces, read_up_to
+from mica.repo.cutting import ChunkRule, read_pieces, read_up_to
 from mica.repo.entry import Chunk, content_flags
-from mica.repo.objects import Compression, pack
+from mica.repo.objects import pack
 from mica.store.base import ObjectStore
 from mica.streams import Readable
 
@@ -39,18 +39,6 @@ class HasContent(Protocol):
     """The caller's value for a file."""
 
     content: Content | None
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRules:
-    """How a repository makes objects of file data."""
-
-    algorithm: Algorithm = Algorithm.SHA1
-    compression: Compression = Compression.ZLIB
-    chunking: ChunkRule = FINE_RULE
-
-
-STANDARD_OBJECTS = ObjectRules()
 
 
 class _Piece(NamedTuple):

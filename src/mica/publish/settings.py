@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from mica.digest import Algorithm
 from mica.errors import NotFoundError, UserError, explain_parse_error
 from mica.files import mapped_os_errors, replace_file
-from mica.publish.balance import STANDARD_CATALOGS, CatalogRules
-from mica.publish.objectwriter import STANDARD_OBJECTS, ObjectRules
+from mica.publish.rules import STANDARD_CATALOGS, STANDARD_OBJECTS, CatalogRules, ObjectRules
 from mica.repo.catalog import DEFAULT_TTL_S
 from mica.repo.cutting import FINE_RULE, ChunkRule
 from mica.repo.objects import Compression

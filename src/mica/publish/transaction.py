@@ -19,11 +19,11 @@ from mica.digest import Digest, Suffix, digest_of
 from mica.errors import LostRaceError
 from mica.files import mapped_os_errors, replace_file
 from mica.publish import tagdirectories
-from mica.publish.balance import STANDARD_CATALOGS, CatalogRules
 from mica.publish.catalogtree import CatalogTree
 from mica.publish.duration import PublicationTimer
-from mica.publish.objectwriter import ObjectRules, ObjectWriter
+from mica.publish.objectwriter import ObjectWriter
 from mica.publish.rootcatalog import look_at_root
+from mica.publish.rules import STANDARD_CATALOGS, CatalogRules, ObjectRules
 from mica.publish.storedfiles import store_file, store_marker
 from mica.repo.catalog import NestedCatalog
 from mica.repo.catalogwriter import Stamp

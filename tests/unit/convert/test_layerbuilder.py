@@ -25,7 +25,7 @@ from mica.errors import IntegrityError, TemporaryError, UserError
 from mica.metaimage.reader import read_image
 from mica.oci.image import ImageSource, LayerSource
 from mica.oci.source import open_image
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.repo.cutting import ChunkRule
 from mica.repo.entry import Flag
 from mica.repo.objects import unpack

@@ -24,8 +24,8 @@ from mica.errors import IntegrityError, NotFoundError, TemporaryError, UserError
 from mica.metaimage.inode import Inode
 from mica.metaimage.reader import read_chunk_lists, read_image
 from mica.metaimage.writer import ImageLimits
-from mica.publish.balance import CatalogRules
 from mica.publish.ingest import build_layer_catalog
+from mica.publish.rules import CatalogRules
 from mica.publish.storedfiles import store_stream
 from mica.publish.transaction import Transaction
 from mica.repo.chunklist import parse_chunk_list

@@ -18,7 +18,7 @@ from mica.digest import Suffix
 from mica.errors import NotFoundError
 from mica.fetch.client import RepositoryClient
 from mica.fetch.download import Connection, LocalFetcher
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.repo.catalog import NestedCatalog
 from mica.repo.cutting import ChunkRule
 from mica.repo.objects import Compression

@@ -24,7 +24,7 @@ from mica.fuse.treefs import ListedMagic, Magic, TreeFileSystem
 from mica.mount.magicattributes import MagicAttributes, MountState, Visibility
 from mica.mount.repotree import RepositoryTree
 from mica.mount.status import MountStatus, parse_status
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.repo.catalog import NestedCatalog
 from mica.repo.cutting import ChunkRule
 from mica.repo.objects import Compression

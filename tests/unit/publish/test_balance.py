@@ -11,8 +11,9 @@ from tests.support.repositories import FQRN, Repository, Seen, findings, make_re
 from tests.support.stockcatalogs import stock_catalogs
 
 from mica.errors import UserError
-from mica.publish.balance import CatalogRules, Directory, plan_split
+from mica.publish.balance import Directory, plan_split
 from mica.publish.catalogtree import base_name, directory_entry, parent_path
+from mica.publish.rules import CatalogRules
 from mica.publish.settings import read_settings, write_settings
 from mica.repo.entry import AUTO_MARKER, MARKER
 from mica.store.local import LocalStore

@@ -13,7 +13,7 @@ from mica.errors import NotFoundError
 from mica.fetch.download import LocalFetcher
 from mica.publish.catalogtree import directory_entry
 from mica.publish.check import check_repository
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.publish.transaction import REFLOG, Publication, Transaction
 from mica.repo.entry import Entry
 from mica.repo.manifest import NAME as MANIFEST

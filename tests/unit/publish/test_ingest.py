@@ -17,7 +17,8 @@ from mica.publish import ingest as ingest_module
 from mica.publish.catalogtree import SealedCatalog, directory_entry
 from mica.publish.ingest import Archive, build_layer_catalog, merge_archive, read_archive
 from mica.publish.layertree import LAYER, PLAIN
-from mica.publish.objectwriter import ObjectRules, ObjectWriter
+from mica.publish.objectwriter import ObjectWriter
+from mica.publish.rules import ObjectRules
 from mica.publish.storedfiles import store_marker
 from mica.repo.entry import MARKER
 from mica.tarstream import DEFAULT_LIMITS, Kind

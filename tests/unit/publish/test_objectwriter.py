@@ -14,7 +14,8 @@ from tests.support.repositories import SMALL_CHUNKS
 from mica.digest import Algorithm, Suffix
 from mica.errors import UserError
 from mica.publish import objectwriter
-from mica.publish.objectwriter import STANDARD_OBJECTS, Content, ObjectRules, ObjectWriter
+from mica.publish.objectwriter import Content, ObjectWriter
+from mica.publish.rules import STANDARD_OBJECTS, ObjectRules
 from mica.repo.cutting import FINE_RULE, ChunkRule
 from mica.repo.entry import Flag, content_flags
 from mica.repo.objects import Compression, pack, unpack

@@ -7,7 +7,7 @@ import pytest
 
 from mica.digest import Algorithm
 from mica.errors import UserError
-from mica.publish.objectwriter import ObjectRules
+from mica.publish.rules import ObjectRules
 from mica.publish.settings import RepositorySettings, format_settings, parse_settings
 from mica.repo.cutting import FINE_RULE, STANDARD_RULE, ChunkRule
 from mica.repo.objects import Compression
