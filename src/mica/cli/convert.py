@@ -58,7 +58,12 @@ def convert(
     fqrn: FqrnArgument,
     state: StateOption,
     tag: Annotated[
-        str | None, typer.Option("--tag", "-t", help="Name of the image in the repository; default: that of SOURCE.")
+        str | None,
+        typer.Option(
+            "--tag",
+            "-t",
+            help="Name of the image in the repository; default: that of SOURCE. oci:DIR alone has none.",
+        ),
     ] = None,
     output: OutputOption = None,
     platform: PlatformOption = None,

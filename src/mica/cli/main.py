@@ -104,9 +104,11 @@ def run_app(arguments: list[str], commands: typer.Typer = app, *, early: "EarlyS
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of the output has gone away. Nothing more is written, not even when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return _end_without_reader()
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # which Click makes an end with code 1
+            raise
+        return _end_without_reader()
     except Exception as error:
         code = _usage_error_code(error)
         if code is None:
@@ -116,6 +118,12 @@ def run_app(arguments: list[str], commands: typer.Typer = app, *, early: "EarlyS
         if ends_at_once:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     return result if isinstance(result, int) else 0
+
+
+def _end_without_reader() -> int:
+    """The reader of the output has gone away. Nothing more is written, not even when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 128 + signal.SIGPIPE
 
 
 def _usage_error_code(error: Exception) -> int | None:

@@ -111,8 +111,8 @@ class Places:
     @property
     def searched(self) -> list[str]:
         """Repositories in which an image is looked for by its name: with a URL the repository at the URL, else all that
-        are known. If no server of the URL answers, these are all that are known too, because one of them may be
-        meant."""
+        are known. If no server of the URL answers, these are all that are known too, because one of them may be meant.
+        Raises TemporaryError if there is none."""
         if not self._urls or any("@fqrn@" in url for url in self._urls):
             return self.known
         from mica.fetch.location import published_name
@@ -120,6 +120,8 @@ class Places:
         try:
             return [published_name(RepositoryLocation("", self._urls, (), self._proxies or "DIRECT"))]
         except TemporaryError:
+            if not self.known:
+                raise
             return self.known
 
     @property

@@ -337,7 +337,7 @@ class GarbageCollection:
 def _incomplete(head: Manifest, fault: MicaError) -> MicaError:
     return IntegrityError(
         f"Nothing was removed, because revision {head.revision} of {head.fqrn} is not complete: {fault}",
-        hint=f"mica repo check {head.fqrn} tells what is wrong with it.",
+        hint=f"mica repo check --hash {head.fqrn} tells what is wrong with it.",
     )
 
 

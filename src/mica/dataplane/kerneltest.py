@@ -58,8 +58,14 @@ def test_kernel(cache: Path) -> KernelFacts:
         mapped_os_errors(f"use the cache directory {cache}"),
         tempfile.TemporaryDirectory(prefix=".selftest-", dir=cache) as work,
     ):
-        values: dict[str, Any] = run_in_child(lambda: asdict(_test_in_private(Path(work))))
+        values: dict[str, Any] = run_in_child(lambda: _test_in_child(Path(work)))
     return KernelFacts(**values)
+
+
+def _test_in_child(work: Path) -> dict[str, Any]:
+    """An OSError of the child would be shown with its traceback, as a fault of ours."""
+    with mapped_os_errors(f"test this kernel in {work.parent}"):
+        return asdict(_test_in_private(work))
 
 
 def _test_in_private(work: Path) -> KernelFacts:

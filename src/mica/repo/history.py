@@ -91,6 +91,11 @@ class History:
                 f"{tag.name!r} cannot be the name of a tag.", hint="Letters, digits and '-_./:', at most 255 of them."
             )
         former = self.tags.get(tag.name)
+        if former is None and tag.name.isdecimal():
+            raise UserError(
+                f"{tag.name!r} cannot be the name of a tag: commands would take it for the revision of that number.",
+                hint=f"v{tag.name} can.",
+            )
         if former is None:
             self.tags[tag.name] = tag
             return

@@ -93,7 +93,7 @@ class _Handler(TcpHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        if send_body:
+        if send_body and end > start:  # sendfile refuses to send nothing
             self._send_body(fd, start, end)
 
     def _send_body(self, fd: int, start: int, end: int) -> None:

@@ -1,5 +1,6 @@
 """Names that are no command: what is suggested, and that it exists."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from mica.cli.commands import OTHER_WORDS, describe_unknown
 from mica.cli.main import run_app
+from mica.files import owned_fd
 
 KNOWN = ("convert", "push", "run", "status", "mount", "umount")
 
@@ -53,3 +55,12 @@ def test_a_command_imports_no_other_command() -> None:
     modules = done.stdout.split()
     assert "mica.cli.mount" in modules
     assert not {"mica.cli.run", "mica.cli.repo", "mica.cli.convert", "mica.cli.worker"} & {*modules}
+
+
+def test_a_reader_that_has_gone_away_ends_a_command_as_the_signal_would() -> None:
+    script = "import sys; from mica.cli.main import run_app; sys.exit(run_app(['--help']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with owned_fd(writer):
+        done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -9,7 +9,7 @@ from tests.support.webserver import serving
 from mica.cache.cache import Cache
 from mica.cache.ledger import Limits
 from mica.cli.places import Places
-from mica.errors import NotFoundError, UsageError, UserError
+from mica.errors import NotFoundError, TemporaryError, UsageError, UserError
 
 URL = "http://command.example.org/cvmfs/x"
 
@@ -167,3 +167,10 @@ def limits_of(path: Path) -> Limits:
 def test_a_quota_that_is_none_is_refused(tmp_path: Path, quota: str) -> None:
     with pytest.raises(UsageError, match="--quota"):
         Places(tmp_path, quota=quota)
+
+
+def test_without_an_answer_of_the_url_all_that_are_known_are_searched(repository: Repository, tmp_path: Path) -> None:
+    nobody = ["http://127.0.0.1:9/cvmfs/x"]
+    assert Places(repository.state, urls=nobody).searched == [FQRN]
+    with pytest.raises(TemporaryError, match=r"127\.0\.0\.1:9"):
+        _ = Places(tmp_path / "none", urls=nobody).searched

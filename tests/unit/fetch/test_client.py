@@ -167,7 +167,7 @@ def test_an_older_manifest_is_refused(repository: Repository, tmp_path: Path) ->
         _publish_at(repository, later)
         assert client.update().manifest.published_at == later
         pointer.write_bytes(old)
-        with pytest.raises(IntegrityError, match=f"was published at {head.published_at}, before the one already known"):
+        with pytest.raises(IntegrityError, match=r"was published at 2.*Z, before the one already known"):
             client.update()
 
 

@@ -62,6 +62,13 @@ def test_a_name_that_the_stock_server_allows(name: str) -> None:
     assert is_tag_name(name)
 
 
+def test_the_number_of_a_revision_is_no_new_name() -> None:
+    history = history_of()
+    with pytest.raises(UserError, match="'12' cannot be the name of a tag: commands would take it") as refusal:
+        history.add(tag("12", 1))
+    assert refusal.value.hint == "v12 can."
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a\nb", "ä", "-a", "../a", "A" * 256, "a;b", "a'b"])
 def test_a_name_that_cannot_be(name: str) -> None:
     history = history_of()

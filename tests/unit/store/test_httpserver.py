@@ -116,3 +116,11 @@ def test_a_body_larger_than_the_socket_takes_at_once_arrives_whole(server: Repos
         assert connection.getresponse().read() == content
     finally:
         connection.close()
+
+
+def test_an_empty_file_is_served(server: RepositoryServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".cvmfspublished").write_bytes(b"")
+    status, headers, found = get(server, f"/cvmfs/{FQRN}/.cvmfspublished")
+    assert (status, headers["Content-Length"], found) == (200, "0", b"")
+    assert get(server, f"/cvmfs/{FQRN}/{OBJECT}")[0] == 200
+    assert capsys.readouterr().err == ""
