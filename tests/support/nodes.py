@@ -214,6 +214,9 @@ def running_node(
     node.start()
     try:
         yield node
+    except BaseException as error:
+        error.add_note(f"The node's log ends with:\n{node.log.read_text()[-8000:]}")
+        raise
     finally:
         node.stop()
 

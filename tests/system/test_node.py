@@ -162,6 +162,23 @@ def test_a_server_that_dies_is_started_again(image: Published, tmp_path: Path, v
         assert "is started again" in node.log.read_text()
 
 
+def test_programs_wait_for_the_next_node_where_the_service_dies_just_before_a_planned_end(
+    image: Published, tmp_path: Path
+) -> None:
+    with running_node(tmp_path, image) as node, node.union() as merged, ThreadPoolExecutor(COLD) as pool:
+        held = HeldDownloads(image)
+        service = node.servers()["service"]
+        waiting = [pool.submit((merged / "cold" / str(number)).read_bytes) for number in range(COLD)]
+        assert eventually(held.have_begun)
+        os.kill(service, signal.SIGKILL)
+        os.kill(node.supervisor, signal.SIGTERM)
+        held.release()
+        node.reap()
+        node.start()
+        for number, future in enumerate(waiting):
+            assert future.result(PATIENCE_S) == b"cold %d\n" % number * 50
+
+
 def test_a_session_that_dies_while_nobody_waits_is_followed(image: Published, tmp_path: Path) -> None:
     with running_node(tmp_path, image) as node, node.union() as merged:
         read_all(merged, "hot", HOT)

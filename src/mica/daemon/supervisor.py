@@ -65,6 +65,9 @@ def run_node(
                 ready()
                 manager.notify("READY=1")
                 _keep_running(servers, mount, end)
+                if not settings.resends:
+                    # The session answers everything before it ends, for which it needs a service that lives.
+                    servers.tend()
 
 
 @contextlib.contextmanager
