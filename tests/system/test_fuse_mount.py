@@ -561,6 +561,40 @@ def test_a_successor_takes_over_the_open_device(tmp_path: Path) -> None:
         second.close()
 
 
+def test_a_session_that_retires_leaves_all_that_comes_to_its_successor(tmp_path: Path) -> None:
+    """Also on kernels that send nothing again: after it has retired it takes nothing, and still answers."""
+    tree = MemoryTree({b"file": b"x" * 5000, b"other": b"y"})
+    (tmp_path / "mnt").mkdir()
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
+    linux.mount("test", tmp_path / "mnt", "fuse.mica", flags=linux.MS_RDONLY, data=options)
+    first, second = (TreeFileSystem(tree, entry_timeout_s=0, attr_timeout_s=0) for _ in range(2))
+    session, successor = FuseSession(os.dup(fd), first), FuseSession(fd, second)
+    try:
+        session.start()
+        with Gate(tree, "open", [b"other"]) as gate, ThreadPoolExecutor(9) as pool:
+            assert (tmp_path / "mnt/file").read_bytes() == b"x" * 5000
+            begun = pool.submit((tmp_path / "mnt/other").read_bytes)
+            gate.wait_for(1)
+            assert session.retire(lambda: os.statvfs(tmp_path / "mnt"))
+            taken, busy = session.taken()
+            assert busy == 1
+            later = [pool.submit((tmp_path / "mnt/file").read_bytes) for _ in range(8)]
+            time.sleep(0.2)
+            assert session.taken()[0] == taken
+            gate.open()
+            assert eventually(lambda: session.taken()[1] == 0)
+            successor.start()
+            assert begun.result(PATIENCE_S) == b"y"
+            assert [future.result(PATIENCE_S) for future in later] == [b"x" * 5000] * 8
+    finally:
+        linux.umount2(tmp_path / "mnt", linux.MNT_DETACH | linux.MNT_FORCE)
+        session.stop()
+        successor.stop()
+        first.close()
+        second.close()
+
+
 def test_a_connection_aborted_by_somebody_else_is_unmounted(tmp_path: Path) -> None:
     with mounted(MemoryTree({b"file": b"x"}), tmp_path / "mnt") as session:
         device = linux.mounted_device(tmp_path / "mnt")

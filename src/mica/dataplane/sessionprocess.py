@@ -113,11 +113,13 @@ def serve_session(
         while not session.wait(0):
             if not parent.wait(timeout_s=_HOUSEKEEPING_S):
                 if not resends:
-                    answer_all(session, filesystem.waiting)
+                    _answer_all(session, filesystem, node)
                 leave_open(stack)
                 filesystem.forget_handed_over(_FOLLOWED_S)
                 return
             if is_removed(journal_fd):
+                if not resends:
+                    _answer_all(session, filesystem, node)
                 leave_open(stack)
                 raise UserError(f"The cache {cache} was removed, and its journal begins again from nothing.")
             filesystem.forget_handed_over(_HANDED_OVER_S)
@@ -127,6 +129,12 @@ def serve_session(
                            " programs that use images get errors")  # fmt: skip
                 abort_connection(device)
         filesystem.forget_handed_over(0)
+
+
+def _answer_all(session: FuseSession, filesystem: ObjectFileSystem, node: NodeDirectory) -> None:
+    """Before an end, on a kernel that gives a successor no request that this session has taken."""
+    session.retire(lambda: os.statvfs(node.objects))
+    answer_all(session, filesystem.waiting)
 
 
 def _sweep_predecessors(cache: Path) -> None:

@@ -14,7 +14,8 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ _GONE: Final = {errno.ENODEV, errno.ECONNABORTED}
 _TRY_AGAIN: Final = {errno.ENOENT, errno.EINTR, errno.EAGAIN}
 _LOOK_AGAIN_S = 0.05
 _STOP_S = 2.0
+_WAKE_PAUSE_S = 0.01
 
 
 @contextlib.contextmanager
@@ -167,6 +169,7 @@ class FuseSession:
         self._idle = 0
         self._taken = 0
         self._users = 0
+        self._retires = False
         self._numbers = itertools.count(1)
         self._ended = threading.Event()
         self._deferred = threading.Event()
@@ -204,9 +207,28 @@ class FuseSession:
                 abort_connection(device)
             except OSError as error:
                 logger.warning("Cannot abort FUSE connection %d: %s", device[1], error)
+        with self._lock:
+            if self._retires:
+                self._retires = False
+                self._leave()
         if not self._ended.wait(_STOP_S):
             logger.warning("FUSE session ends with %d busy threads.", self._threads - self._idle)
         self._deferred.set()
+
+    def retire(self, wake: Callable[[], object]) -> bool:
+        """Take no more requests: they wait in the kernel for a successor. Put-off answers can still be given. `wake`
+        makes a request to this file system; each one lets a thread go that waits for requests. It is called in threads,
+        and the last call may wait until the process ends. False if threads still wait after a while."""
+        with self._lock:
+            self._retires = True
+            self._users += 1  # the descriptor stays open for answers
+        until = time.monotonic() + _STOP_S
+        while self._idle:
+            if time.monotonic() > until:
+                return False
+            threading.Thread(target=_call_quietly, args=(wake,), name="fuse-wake", daemon=True).start()
+            time.sleep(_WAKE_PAUSE_S)
+        return True
 
     def complete(self, unique: int, outcome: Buffer | OSError) -> bool:
         """Answer a request whose handler said PENDING; False if the kernel did not take the answer. Any thread."""
@@ -346,7 +368,7 @@ class FuseSession:
         with self._lock:
             self._taken += 1
             self._idle -= 1
-            if self._idle or self._threads >= self._max_threads:
+            if self._idle or self._retires or self._threads >= self._max_threads:
                 return
             try:
                 self._add_worker()
@@ -356,7 +378,7 @@ class FuseSession:
     def _become_idle(self) -> bool:
         """False if enough threads wait without this one."""
         with self._lock:
-            if self._idle >= self._max_idle:
+            if self._retires or self._idle >= self._max_idle:
                 return False
             self._idle += 1
             return True
@@ -397,3 +419,8 @@ class FuseSession:
         with self._using_fd() as usable:
             for answer in self._dispatcher.deferred_answers() if usable else ():
                 self._write(answer)
+
+
+def _call_quietly(wake: Callable[[], object]) -> None:
+    with contextlib.suppress(OSError):  # the file system has gone meanwhile
+        wake()
