@@ -47,7 +47,7 @@ def page(name: str, command: Any) -> str:
         parts += ["## Arguments", "", "| argument | meaning |", "|---|---|"]
         parts += [f"| `{p.metavar or p.name}` | {_text(p.help)} |" for p in arguments] + [""]
     parts += ["## Options", "", "| option | meaning |", "|---|---|"]
-    parts += [f"| {_names(p)}{_values(p)} | {_text(p.help)}{_default(p)} |" for p in options]
+    parts += [f"| {_names(p)}{_values(p)} | {_text(p.help)}{_default(p)}{_variable(p)} |" for p in options]
     parts += ["| `--help` | Show the command's help. |", ""]
     parts += ["## Example", "", "    " + (command.epilog or "").removeprefix("Example: "), ""]
     parts += ["## Exit codes", "", EXIT_CODES]
@@ -67,12 +67,16 @@ def _values(parameter: Any) -> str:
 
 def _default(parameter: Any) -> str:
     default = parameter.default
-    variable = f" Or in the environment: `{parameter.envvar}`." if getattr(parameter, "envvar", None) else ""
     if isinstance(shown := getattr(parameter, "show_default", None), str):
-        return f" Default: `{shown}`.{variable}"
-    if default in (None, False, "", ()) or callable(default) or parameter.required:
-        return variable
-    return f" Default: `{default}`.{variable}"
+        default = shown
+    elif default in (None, False, "", ()) or callable(default) or parameter.required:
+        return ""
+    return f" Default: `{default}`."
+
+
+def _variable(parameter: Any) -> str:
+    name = getattr(parameter, "envvar", None)
+    return f" Or in the environment: `{name}`." if name else ""
 
 
 def _text(text: str | None) -> str:

@@ -1,7 +1,9 @@
 r"""Names and sentences from outside as text for people: one line that can fool neither a terminal nor a log.
 
-What is not printable is written as \xNN, byte by byte. Pure.
+What is not printable is written as \xNN, byte by byte. Times are those of UTC. Pure.
 """
+
+import time
 
 _SHOWN_CHARACTERS = 200
 
@@ -29,6 +31,11 @@ def quoted_path(path: bytes) -> str:
 def one_line(text: str) -> str:
     """A text, which may have names in it that are printable already: backslashes stay."""
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def format_time(seconds: int) -> str:
+    """A time in seconds since 1970, for people: `2024-05-31 12:00:00Z`."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
 
 
 def _escaped(character: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, Never
 from tests.contracts.posix_kits import GROUPS, USER, Names, Place, names_in, plant, prepare
 from tests.contracts.posix_operations import OPERATIONS, expand, status_of, summary, xattrs_of
 from tests.support.mountpaths import Deviation
+from tests.support.tools import LINUX
 
 from mica import linux
 from mica.files import owned_fd
@@ -101,11 +102,6 @@ def read_table() -> list[Row]:
         elif line and not line.startswith("#"):
             rows.append(Row(len(rows), who, line, tuple(map(_parse_step, line.split(";"))), since))
     return rows
-
-
-def _kernel() -> tuple[int, int]:
-    first, second = os.uname().release.split(".")[:2]
-    return int(first), int(re.sub(r"\D.*", "", second))
 
 
 def _parse_step(text: str) -> Step:
@@ -246,7 +242,7 @@ def unmet(seen: Mapping[Case, Seen], *, moves_directories: bool) -> list[str]:
     """Steps that did not come out as the table says, as sentences."""
     told = []
     for case, (results, _) in seen.items():
-        if case.row.since > _kernel():
+        if case.row.since > LINUX:
             continue
         for step, result in zip(case.row.steps, results, strict=True):
             found = result if isinstance(result, str) and result in errno.errorcode.values() else "ok"

@@ -78,6 +78,27 @@ def mounted(
     assert all(file.closed for file in tree.opened)
 
 
+@contextlib.contextmanager
+def two_servers(
+    tree: MemoryTree, target: Path, *, timeout_s: float = 3600
+) -> Iterator[tuple[FuseSession, FuseSession, TreeFileSystem]]:
+    """Two sessions for one mount, of which neither is started, and the filesystem of the first one."""
+    target.mkdir()
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
+    linux.mount("test", target, "fuse.mica", flags=linux.MS_RDONLY, data=options)
+    first, second = (TreeFileSystem(tree, entry_timeout_s=timeout_s, attr_timeout_s=timeout_s) for _ in range(2))
+    session, successor = FuseSession(os.dup(fd), first), FuseSession(fd, second)
+    try:
+        yield session, successor, first
+    finally:
+        linux.umount2(target, linux.MNT_DETACH | linux.MNT_FORCE)
+        session.stop()
+        successor.stop()
+        first.close()
+        second.close()
+
+
 def wait_until(is_true: Callable[[], bool]) -> None:
     assert eventually(is_true)
 
@@ -529,18 +550,7 @@ def test_the_end_does_not_wait_for_other_mounts_of_it(tmp_path: Path) -> None:
 def test_a_successor_takes_over_the_open_device(tmp_path: Path) -> None:
     """What the first server left in its hands is sent again, and handles it gave out still read."""
     tree = MemoryTree({b"file": b"x" * 5000, b"other": b"y"})
-
-    def filesystem() -> TreeFileSystem:
-        return TreeFileSystem(tree, entry_timeout_s=3600, attr_timeout_s=3600)
-
-    (tmp_path / "mnt").mkdir()
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
-    linux.mount("test", tmp_path / "mnt", "fuse.mica", flags=linux.MS_RDONLY, data=options)
-    first, second = filesystem(), filesystem()
-    session = FuseSession(os.dup(fd), first)
-    successor = FuseSession(fd, second)
-    try:
+    with two_servers(tree, tmp_path / "mnt") as (session, successor, first):
         session.start()
         with open(tmp_path / "mnt/file", "rb", buffering=0) as file:
             with Gate(tree, "open", [b"other"]) as gate, ThreadPoolExecutor(1) as pool:
@@ -553,46 +563,31 @@ def test_a_successor_takes_over_the_open_device(tmp_path: Path) -> None:
                 assert pending.result(PATIENCE_S) == b"y"
             first.close()
             assert file.read() == b"x" * 5000
-    finally:
-        linux.umount2(tmp_path / "mnt", linux.MNT_DETACH | linux.MNT_FORCE)
-        session.stop()
-        successor.stop()
-        first.close()
-        second.close()
 
 
 def test_a_session_that_retires_leaves_all_that_comes_to_its_successor(tmp_path: Path) -> None:
     """Also on kernels that send nothing again: after it has retired it takes nothing, and still answers."""
     tree = MemoryTree({b"file": b"x" * 5000, b"other": b"y"})
-    (tmp_path / "mnt").mkdir()
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
-    linux.mount("test", tmp_path / "mnt", "fuse.mica", flags=linux.MS_RDONLY, data=options)
-    first, second = (TreeFileSystem(tree, entry_timeout_s=0, attr_timeout_s=0) for _ in range(2))
-    session, successor = FuseSession(os.dup(fd), first), FuseSession(fd, second)
-    try:
+    with (
+        two_servers(tree, tmp_path / "mnt", timeout_s=0) as (session, successor, _),
+        Gate(tree, "open", [b"other"]) as gate,
+        ThreadPoolExecutor(9) as pool,
+    ):
         session.start()
-        with Gate(tree, "open", [b"other"]) as gate, ThreadPoolExecutor(9) as pool:
-            assert (tmp_path / "mnt/file").read_bytes() == b"x" * 5000
-            begun = pool.submit((tmp_path / "mnt/other").read_bytes)
-            gate.wait_for(1)
-            assert session.retire(lambda: os.statvfs(tmp_path / "mnt"))
-            taken, busy = session.taken()
-            assert busy == 1
-            later = [pool.submit((tmp_path / "mnt/file").read_bytes) for _ in range(8)]
-            time.sleep(0.2)
-            assert session.taken()[0] == taken
-            gate.open()
-            assert eventually(lambda: session.taken()[1] == 0)
-            successor.start()
-            assert begun.result(PATIENCE_S) == b"y"
-            assert [future.result(PATIENCE_S) for future in later] == [b"x" * 5000] * 8
-    finally:
-        linux.umount2(tmp_path / "mnt", linux.MNT_DETACH | linux.MNT_FORCE)
-        session.stop()
-        successor.stop()
-        first.close()
-        second.close()
+        assert (tmp_path / "mnt/file").read_bytes() == b"x" * 5000
+        begun = pool.submit((tmp_path / "mnt/other").read_bytes)
+        gate.wait_for(1)
+        assert session.retire(lambda: os.statvfs(tmp_path / "mnt"))
+        taken, busy = session.taken()
+        assert busy == 1
+        later = [pool.submit((tmp_path / "mnt/file").read_bytes) for _ in range(8)]
+        time.sleep(0.2)
+        assert session.taken()[0] == taken
+        gate.open()
+        assert eventually(lambda: session.taken()[1] == 0)
+        successor.start()
+        assert begun.result(PATIENCE_S) == b"y"
+        assert [future.result(PATIENCE_S) for future in later] == [b"x" * 5000] * 8
 
 
 def test_a_connection_aborted_by_somebody_else_is_unmounted(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mica.texts import one_line, printable, printable_path, quoted, quoted_path
+from mica.texts import format_time, one_line, printable, printable_path, quoted, quoted_path
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,7 @@ def test_an_absurdly_long_name_is_cut_in_a_sentence() -> None:
 def test_the_root_is_a_slash() -> None:
     assert (printable_path(b""), printable_path(b"/a")) == ("/", "/a")
     assert (quoted_path(b""), quoted_path(b"/a")) == ("'/'", "'/a'")
+
+
+def test_a_time() -> None:
+    assert format_time(1_717_156_800) == "2024-05-31 12:00:00Z"

@@ -122,7 +122,7 @@ def run_app(arguments: list[str], commands: typer.Typer = app, *, early: "EarlyS
 
 def _end_without_reader() -> int:
     """The reader of the output has gone away. Nothing more is written, not even when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 128 + signal.SIGPIPE
 
 

@@ -120,9 +120,9 @@ class Places:
         try:
             return [published_name(RepositoryLocation("", self._urls, (), self._proxies or "DIRECT"))]
         except TemporaryError:
-            if not self.known:
-                raise
-            return self.known
+            if known := self.known:
+                return known
+            raise
 
     @property
     def trust(self) -> Path:

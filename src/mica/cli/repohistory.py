@@ -3,7 +3,6 @@
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ from mica.cli.options import (
     UrlOption,
 )
 from mica.cli.printing import print_facts, print_json, print_table
-from mica.texts import printable_path
+from mica.texts import format_time, printable_path
 
 if TYPE_CHECKING:
     from mica.fetch.client import RepositoryClient
@@ -136,7 +135,7 @@ def print_tags(tags: "list[Tag]", *, as_json: bool) -> None:
         print_json([{**tag._asdict(), "root_catalog": tag.root_catalog.text} for tag in tags])
         return
     rows = [
-        (tag.revision, tag.name, time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(tag.timestamp)), tag.root_catalog,
+        (tag.revision, tag.name, format_time(tag.timestamp), tag.root_catalog,
          tag.description)
         for tag in tags
     ]  # fmt: skip

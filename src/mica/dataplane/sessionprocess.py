@@ -111,17 +111,15 @@ def serve_session(
         if resend and not session.resend() and device is not None:
             lost = LostRequests(session, filesystem.waiting, functools.partial(unanswered_requests, device))
         while not session.wait(0):
-            if not parent.wait(timeout_s=_HOUSEKEEPING_S):
+            is_wanted = parent.wait(timeout_s=_HOUSEKEEPING_S)
+            if not is_wanted or is_removed(journal_fd):
                 if not resends:
                     _answer_all(session, filesystem, node)
                 leave_open(stack)
+                if is_wanted:
+                    raise UserError(f"The cache {cache} was removed, and its journal begins again from nothing.")
                 filesystem.forget_handed_over(_FOLLOWED_S)
                 return
-            if is_removed(journal_fd):
-                if not resends:
-                    _answer_all(session, filesystem, node)
-                leave_open(stack)
-                raise UserError(f"The cache {cache} was removed, and its journal begins again from nothing.")
             filesystem.forget_handed_over(_HANDED_OVER_S)
             filesystem.settle(session.knows_inode)
             if lost is not None and device is not None and lost.are_there():

@@ -91,12 +91,13 @@ class History:
                 f"{tag.name!r} cannot be the name of a tag.", hint="Letters, digits and '-_./:', at most 255 of them."
             )
         former = self.tags.get(tag.name)
-        if former is None and tag.name.isdecimal():
-            raise UserError(
-                f"{tag.name!r} cannot be the name of a tag: commands would take it for the revision of that number.",
-                hint=f"v{tag.name} can.",
-            )
         if former is None:
+            if tag.name.isdecimal():
+                raise UserError(
+                    f"{tag.name!r} cannot be the name of a tag: commands would take it for the revision of that "
+                    "number.",
+                    hint=f"v{tag.name} can.",
+                )
             self.tags[tag.name] = tag
             return
         if former.root_catalog == tag.root_catalog:

@@ -12,7 +12,6 @@ object and the place it came from. A step out of order is a bug and raises StepE
 
 import contextlib
 import datetime
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
@@ -32,6 +31,7 @@ from mica.repo.signing import (
     whitelist_signature_holds,
 )
 from mica.repo.whitelist import Whitelist, parse_whitelist
+from mica.texts import format_time
 
 CERTIFICATE_LIMIT = 1 << 20
 _Taken = TypeVar("_Taken")
@@ -101,8 +101,8 @@ class RevisionTrust:
             raise IntegrityError(f"{what} belongs to another repository, {manifest.fqrn}.")
         if manifest.published_at < self._known.published_at:
             raise IntegrityError(
-                f"{what} was published at {_utc(manifest.published_at)}, before the one already known "
-                f"({_utc(self._known.published_at)}).",
+                f"{what} was published at {format_time(manifest.published_at)}, before the one already known "
+                f"({format_time(self._known.published_at)}).",
                 hint=self._known.hint,
             )
         if manifest.revision < self._known.revision:
@@ -196,7 +196,3 @@ def _taken(value: _Taken | None, what: str) -> _Taken:
     if value is None:
         raise StepError(f"The {what} is taken first.")
     return value
-
-
-def _utc(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
